@@ -1,0 +1,67 @@
+# `make help` lists what there is. Settings: PROFILE=mini, SET="section.key=value …", ONLY=04, PYTHON=python3.
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.ONESHELL:
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+PROFILE ?= mini
+SET ?=
+ONLY ?=
+PYTHON ?= python3
+
+export PROFILE SET ONLY PYTHON
+
+# The active environment when it fits requirements.lock, else .venv, made when it is missing.
+environment := python="$$("$$PYTHON" helpers/environment.py python)"
+
+.PHONY: help
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-zA-Z0-9_%\/.-]+:.*## / {printf "  make %-22s %s\n", $$1, $$2}' Makefile
+	@echo '  settings: PROFILE=mini|smoke|paper  SET="section.key=value …"  ONLY=04  PYTHON=python3.12'
+
+.PHONY: setup
+setup: ## Make the environment: .venv from requirements.lock, unless one that fits is active
+	@"$$PYTHON" helpers/environment.py setup
+
+.PHONY: reproduce
+reproduce: ## Run every notebook that is not up to date; write figures/ and appendix/
+	@$(environment); exec "$$python" -m helpers.execution reproduce --profile "$$PROFILE" --set "$$SET" --only "$$ONLY"
+
+.PHONY: test
+test: ## Lint, the notebooks in the smoke profile, and the tests (5 minutes at most on two cores)
+	@$(environment)
+	"$$python" -m ruff check --quiet .
+	"$$python" -m ruff format --check --quiet .
+	"$$python" -m helpers.execution reproduce --profile smoke
+	exec "$$python" -m pytest -q
+
+.PHONY: test-slow
+test-slow: ## The grids that take long, such as kills at random moments
+	@$(environment); exec "$$python" -m pytest -q -m slow
+
+.PHONY: figures
+figures: ## Redraw every figure of the profile from its saved table
+	@$(environment); exec "$$python" -m helpers.figures --profile "$$PROFILE"
+
+# Committed figures are always newer than nothing: asked for by name, a figure is always redrawn.
+.PHONY: FORCE
+figures/%.pdf: FORCE ## Redraw one figure, as in figures/mini/NAME.pdf
+	@$(environment); exec "$$python" -m helpers.figures --profile "$(*D)" --only "$(*F)"
+
+.PHONY: lab
+lab: ## Open the notebooks in JupyterLab
+	@$(environment); exec "$$python" -m helpers.kernel lab
+
+.PHONY: base-model
+base-model: ## Train the embedded base checkpoint again (30 minutes at most on two cores)
+	@$(environment); exec "$$python" -m helpers.pretraining
+
+.PHONY: clean
+clean: ## Remove what was generated; never data/embedded, raw downloads, or committed figures
+	@rm -rf build
+	@for folder in data/*/; do \
+	  [ "$$folder" = data/embedded/ ] || find "$$folder" -mindepth 1 -maxdepth 1 -not -name raw -exec rm -rf {} +; \
+	done
+	@find figures -mindepth 1 -maxdepth 1 -not -name mini -exec rm -rf {} +
+	@find appendix -mindepth 1 -maxdepth 1 -type d -exec rm -rf {} +

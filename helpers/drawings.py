@@ -1,0 +1,240 @@
+"""Drawings: each turns one tidy table into one figure, and knows nothing of where the numbers came from."""
+
+from __future__ import annotations
+
+import math
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+
+COLUMN_WIDTH = 6.3  # inches: the text column of an A4 page
+PALETTE = {
+    "definitional": "#0072B2",
+    "associative": "#D55E00",
+    "other": "#009E73",
+    "extra": "#CC79A7",
+    "null": "#8C8C8C",
+}
+KINDS = ("definitional", "associative")
+
+
+def bars(table: pd.DataFrame, *, x: str, y: str, hue: str, facet: str, xlabel: str = "", ylabel: str = "") -> Figure:
+    """One panel per `facet` with its own y axis, grouped bars inside."""
+    facets = list(dict.fromkeys(table[facet]))
+    figure, axes = _panels(len(facets), columns=min(4, len(facets)), height=2.3)
+    for axis, name in zip(axes, facets, strict=True):
+        part = table[table[facet] == name]
+        sns.barplot(part, x=x, y=y, hue=hue, ax=axis, palette=_colours(table[hue]), width=0.7, legend=axis is axes[0])
+        axis.set(title=name, xlabel=xlabel, ylabel=ylabel if axis is axes[0] else "")
+    axes[0].legend(title=None, loc="best")
+    return figure
+
+
+def curves(
+    table: pd.DataFrame,
+    *,
+    y: str,
+    hue: str,
+    ylabel: str,
+    x: str = "epoch",
+    xlabel: str = "epoch",
+    facet: str = "configuration",
+    unit: str | None = "run",
+    mark: str | None = "best",
+    shared: bool = True,
+) -> Figure:
+    """Lines of y against x, one panel per `facet`; `unit` separates repeats, `mark` names a boolean column to dot."""
+    facets = list(dict.fromkeys(table[facet]))
+    figure, axes = _panels(len(facets), columns=min(3, len(facets)), height=2.4, sharey=shared)
+    colours = _colours(table[hue])
+    for axis, name in zip(axes, facets, strict=True):
+        part = table[table[facet] == name]
+        lines = part.groupby([hue, unit] if unit else [hue], sort=False, dropna=False)
+        for key, line in lines:
+            label = key[0] if axis is axes[0] else None
+            axis.plot(line[x], line[y], color=colours[key[0]], label=label, linewidth=1.2, alpha=0.85)
+            if mark:
+                best = line[line[mark].astype(bool)]
+                axis.plot(best[x], best[y], "o", color=colours[key[0]], markersize=5)
+        axis.set(title=name, xlabel=xlabel, ylabel=ylabel if axis is axes[0] else "")
+    _legend(axes[0])
+    return figure
+
+
+def intervals(
+    table: pd.DataFrame,
+    *,
+    facet: str,
+    x: str = "layer",
+    y: str = "recovery",
+    low: str = "low",
+    high: str = "high",
+    hue: str = "kind",
+    xlabel: str = "layer",
+    ylabel: str = "share recovered",
+    lines: bool = True,
+    reference: float | None = 0.0,
+) -> Figure:
+    """Estimates with their intervals, one panel per `facet`, the hues side by side."""
+    facets = list(dict.fromkeys(table[facet]))
+    figure, axes = _panels(len(facets), columns=min(3, len(facets)), height=2.4, sharey=True)
+    hues = list(dict.fromkeys(table[hue]))
+    colours = _colours(table[hue])
+    places = {value: number for number, value in enumerate(dict.fromkeys(table[x]))}
+    for axis, name in zip(axes, facets, strict=True):
+        for number, value in enumerate(hues):
+            part = table[(table[facet] == name) & (table[hue] == value)]
+            at = part[x].map(places) + (number - (len(hues) - 1) / 2) * 0.16
+            error = np.clip([part[y] - part[low], part[high] - part[y]], 0, None)
+            axis.errorbar(
+                at, part[y], yerr=error, fmt="o-" if lines else "o", markersize=3, linewidth=1, elinewidth=1,
+                color=colours[value], label=value if axis is axes[0] else None,
+            )  # fmt: skip
+        if reference is not None:
+            axis.axhline(reference, color=PALETTE["null"], linewidth=0.8, zorder=0)
+        axis.set(title=name, xlabel=xlabel, ylabel=ylabel if axis is axes[0] else "")
+        axis.set_xticks(range(len(places)), list(places), rotation=0 if len(str(list(places)[-1])) < 4 else 40)
+    _legend(axes[0])
+    return figure
+
+
+def heatmaps(
+    table: pd.DataFrame,
+    *,
+    x: str = "role",
+    y: str = "layer",
+    value: str = "recovery",
+    row: str = "kind",
+    column: str = "component",
+    xlabel: str = "token role",
+    ylabel: str = "layer",
+    label: str = "share recovered",
+    limit: float = 1.0,
+) -> Figure:
+    """A grid of heatmaps on one diverging scale centred on 0; values beyond ±limit are clipped in colour only."""
+    rows, columns = list(dict.fromkeys(table[row])), list(dict.fromkeys(table[column]))
+    xs, ys = list(dict.fromkeys(table[x])), sorted(set(table[y]))
+    height = 0.45 + (0.24 * len(ys) + 0.55) * len(rows)
+    figure, axes = plt.subplots(
+        len(rows),
+        len(columns),
+        figsize=(COLUMN_WIDTH, height),
+        sharex=True,
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+    )
+    for i, one in enumerate(rows):
+        for j, other in enumerate(columns):
+            part = table[(table[row] == one) & (table[column] == other)]
+            grid = part.pivot_table(index=y, columns=x, values=value, aggfunc="mean").reindex(index=ys, columns=xs)
+            image = axes[i, j].imshow(grid, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto", origin="lower")
+            axes[i, j].set_xticks(range(len(xs)), [str(v).replace("_", " ") for v in xs], rotation=40, ha="right")
+            axes[i, j].set_yticks(range(len(ys)), [f"{v:g}" for v in ys])
+            axes[i, j].set_title(f"{other}\n{one}" if i == 0 else one)
+            axes[i, j].set_ylabel(ylabel if j == 0 else "")
+            axes[i, j].set_xlabel(xlabel if i == len(rows) - 1 else "")
+    figure.colorbar(image, ax=axes, label=label, shrink=0.8, extend="both")
+    return figure
+
+
+def null_bars(
+    table: pd.DataFrame,
+    *,
+    xlabel: str,
+    site: str = "site",
+    value: str = "recovery",
+    group: str = "group",
+    null: str = "untrained",
+    facet: str = "item",
+    limit: float = 3.0,
+) -> Figure:
+    """Horizontal dots per site and group over the grey spread of the `null` group's networks; one panel per facet.
+
+    Values beyond ±limit are drawn at the edge as triangles: in untrained networks a ratio can be of any size.
+    """
+    facets, sites = list(dict.fromkeys(table[facet])), list(dict.fromkeys(table[site]))
+    groups = [g for g in dict.fromkeys(table[group]) if g != null]
+    figure, axes = _panels(len(facets), columns=len(facets), height=0.8 + 0.17 * len(sites), sharey=True)
+    colours = _colours(pd.Series(groups))
+    for axis, name in zip(axes, facets, strict=True):
+        part = table[table[facet] == name]
+        for place, one in enumerate(sites):
+            spread = part[(part[site] == one) & (part[group] == null)][value].clip(-limit, limit)
+            if len(spread):
+                axis.plot(
+                    [spread.quantile(0.025), spread.quantile(0.975)],
+                    [place] * 2,
+                    color="#CFCFCF",
+                    linewidth=5,
+                    zorder=0,
+                )
+                axis.plot(spread, [place] * len(spread), "|", color=PALETTE["null"], markersize=5, zorder=1)
+            for number, which in enumerate(groups):
+                found = part[(part[site] == one) & (part[group] == which)][value]
+                height = place + (number - (len(groups) - 1) / 2) * 0.22
+                for v in found:
+                    inside = abs(v) <= limit
+                    marker = "o" if inside else (">" if v > 0 else "<")
+                    axis.plot(np.clip(v, -limit, limit), height, marker, color=colours[which], markersize=3.5, zorder=2)
+        axis.axvline(0, color=PALETTE["null"], linewidth=0.7)
+        axis.axvline(1, color=PALETTE["null"], linewidth=0.7, linestyle=":")
+        axis.set(title=name, xlabel=xlabel, xlim=(-limit * 1.05, limit * 1.05))
+    axes[0].set_yticks(range(len(sites)), sites, fontsize=6.5)
+    axes[0].invert_yaxis()
+    handles = [plt.Line2D([], [], marker="o", linestyle="", color=colours[g], label=g, markersize=4) for g in groups]
+    handles.append(plt.Line2D([], [], color="#CFCFCF", linewidth=5, label=f"{null}, central 95 %"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
+    return figure
+
+
+def forest(
+    table: pd.DataFrame,
+    *,
+    xlabel: str,
+    term: str = "term",
+    estimate: str = "estimate",
+    low: str = "low",
+    high: str = "high",
+) -> Figure:
+    """Coefficients with their intervals, one line each."""
+    figure, axis = plt.subplots(figsize=(COLUMN_WIDTH, 0.7 + 0.24 * len(table)), layout="constrained")
+    places = np.arange(len(table))[::-1]
+    error = np.clip([table[estimate] - table[low], table[high] - table[estimate]], 0, None)
+    axis.errorbar(
+        table[estimate], places, xerr=error, fmt="o", color=PALETTE["definitional"], markersize=4, linewidth=1
+    )
+    axis.axvline(0, color=PALETTE["null"], linewidth=0.8)
+    axis.set_yticks(places, table[term])
+    axis.set_xlabel(xlabel)
+    return figure
+
+
+DRAWINGS = {f.__name__: f for f in (bars, curves, intervals, heatmaps, null_bars, forest)}
+
+
+def _panels(count: int, *, columns: int, height: float, sharey: bool = False):
+    rows = math.ceil(count / columns)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(COLUMN_WIDTH, height * rows), sharey=sharey, squeeze=False, layout="constrained"
+    )
+    for axis in axes.flat[count:]:
+        axis.remove()
+    return figure, list(axes.flat[:count])
+
+
+def _colours(values: pd.Series) -> dict:
+    """The two kinds keep their colours in every figure; other groups take the rest of the palette in order."""
+    names = list(dict.fromkeys(values))
+    if set(names) & set(KINDS):
+        return {name: PALETTE.get(name, PALETTE["null"]) for name in names}
+    shades = list(PALETTE.values())
+    return {name: shades[number % len(shades)] for number, name in enumerate(names)}
+
+
+def _legend(axis) -> None:
+    if len(axis.get_legend_handles_labels()[1]) > 1:
+        axis.legend(title=None)

@@ -1,0 +1,259 @@
+"""Prompt pairs: a clean and a corrupted prompt of equal length whose subjects stand at the same positions.
+
+Patching copies an activation from one prompt to the same position of the other, so a pair is only worth making when
+position means the same in both. Everything that could break this quietly is an error here, with both prompts printed
+token by token.
+
+Corruption is symmetric token replacement (STR; Zhang & Nanda, arXiv 2309.16042, section 2): the corrupted prompt is
+another item's clean prompt, so the model runs on text of the kind it was trained on, and the wrong answer r′ is that
+item's right one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+ROLES = ("prefix", "subject_first", "subject_middle", "subject_last", "relation", "last")
+
+
+class PairError(ValueError):
+    """Two prompts that cannot be patched into one another."""
+
+
+@dataclass(frozen=True)
+class PromptPair:
+    """Two prompts of `positions` tokens each, their answers, and what stands at each position.
+
+    `answer` is the whole clean answer r and `foil` the whole answer r′ of the corrupted prompt; metrics use their first
+    tokens. `roles` names each position by one of ROLES: a one-token subject is `subject_last`, and the last position is
+    always `last`, even where the subject ends there, for what is measured there is another thing. `donor_id` is the
+    item whose prompt is the corrupted one. Raises PairError when lengths differ, the prompts are equal, an answer is
+    empty, or answer and foil begin with the same token.
+    """
+
+    pair_id: str
+    clean: tuple[int, ...]
+    corrupted: tuple[int, ...]
+    answer: tuple[int, ...]
+    foil: tuple[int, ...]
+    roles: tuple[str, ...]
+    donor_id: str | None = None
+
+    def __post_init__(self) -> None:
+        if not len(self.clean) == len(self.corrupted) == len(self.roles) or not self.clean:
+            raise PairError(
+                f"Pair {self.pair_id}: {len(self.clean)} clean tokens, {len(self.corrupted)} corrupted tokens and "
+                f"{len(self.roles)} roles; a pair has one length, and at least one token."
+            )
+        if self.clean == self.corrupted:
+            raise PairError(f"Pair {self.pair_id}: the corrupted prompt is the clean one; replace its subject.")
+        if not self.answer or not self.foil or self.answer[0] == self.foil[0]:
+            raise PairError(
+                f"Pair {self.pair_id}: the answer {self.answer} and the foil {self.foil} need first tokens that differ."
+            )
+        if unknown := sorted(set(self.roles) - set(ROLES)):
+            raise PairError(
+                f"Pair {self.pair_id}: unknown roles {', '.join(unknown)}; the roles are {', '.join(ROLES)}."
+            )
+
+    @property
+    def positions(self) -> int:
+        """Tokens of each prompt."""
+        return len(self.clean)
+
+
+def make_pair(
+    tokenizer,
+    *,
+    pair_id: str,
+    clean: str,
+    corrupted: str,
+    answer: str,
+    foil: str,
+    clean_subject: tuple[int, int],
+    corrupted_subject: tuple[int, int],
+    donor_id: str | None = None,
+) -> PromptPair:
+    """Tokenise and align a pair; subjects are given as character spans (start, stop) of their prompts.
+
+    Answers are tokenised with a leading space, as they stand in running text. Raises PairError when a prompt ends with
+    a space or a span holds no token, when lengths or the positions of the subjects differ, and for all that PromptPair
+    refuses; the message shows the tokens.
+    """
+    clean_ids, clean_span = _tokenise(tokenizer, pair_id, clean, clean_subject)
+    corrupted_ids, corrupted_span = _tokenise(tokenizer, pair_id, corrupted, corrupted_subject)
+    both = (
+        f"\n  clean     ({len(clean_ids)}): {_show(tokenizer, clean_ids)}"
+        f"\n  corrupted ({len(corrupted_ids)}): {_show(tokenizer, corrupted_ids)}"
+    )
+    if len(clean_ids) != len(corrupted_ids):
+        raise PairError(
+            f"Pair {pair_id}: the clean prompt has {len(clean_ids)} tokens and the corrupted one {len(corrupted_ids)}; "
+            f"choose a corrupted subject of the same token length.{both}"
+        )
+    if clean_ids == corrupted_ids:
+        raise PairError(f"Pair {pair_id}: both prompts are the same tokens; replace the subject in one of them.{both}")
+    if clean_span != corrupted_span:
+        raise PairError(
+            f"Pair {pair_id}: the subject is at {_range(clean_span)} of the clean prompt and at "
+            f"{_range(corrupted_span)} of the corrupted one; choose a subject that covers the same positions.{both}"
+        )
+    answer_ids, foil_ids = answer_tokens(tokenizer, answer), answer_tokens(tokenizer, foil)
+    if answer_ids and foil_ids and answer_ids[0] == foil_ids[0]:
+        raise PairError(
+            f"Pair {pair_id}: the answer {answer!r} and the foil {foil!r} begin with the same token "
+            f"{tokenizer.convert_ids_to_tokens(answer_ids[0])!r}, so no metric tells them apart; choose another foil."
+        )
+    roles = token_roles(len(clean_ids), subject=clean_span)
+    return PromptPair(pair_id, clean_ids, corrupted_ids, answer_ids, foil_ids, roles, donor_id)
+
+
+def symmetric_replacement(items: pd.DataFrame, tokenizer, *, seed: int) -> tuple[list[PromptPair], pd.DataFrame]:
+    """Pair every item with the prompt of a donor item: symmetric token replacement.
+
+    `items` has the columns item_id, relation, wording_id, prompt, subject, subject_start (characters), answer. The
+    donor is drawn among the rows of the same relation and wording whose prompt has as many tokens, whose subject covers
+    the same positions, and whose subject and first answer token are others; one donor may serve several items. The draw
+    depends on seed, item, wording and candidate only, never on the order of the rows. Returns the pairs, sorted by
+    item_id and wording_id and named "item_id/wording_id", and the excluded rows with the columns item_id, wording_id,
+    reason. Raises PairError when a column is missing or an item stands twice in one wording.
+    """
+    needed = ["item_id", "relation", "wording_id", "prompt", "subject", "subject_start", "answer"]
+    if missing := [column for column in needed if column not in items.columns]:
+        raise PairError(
+            f"The items have no column {', '.join(missing)}; symmetric replacement needs {', '.join(needed)}."
+        )
+    rows = items[needed].sort_values(["item_id", "wording_id"], kind="stable").to_dict("records")
+    groups: dict[tuple[str, str], list[dict]] = {}
+    for row in rows:
+        row["ids"], row["span"] = _tokenise(tokenizer, _pair_id(row), row["prompt"], _subject_span(row))
+        row["first"] = answer_tokens(tokenizer, row["answer"])[:1]
+        groups.setdefault((row["relation"], row["wording_id"]), []).append(row)
+    identifiers = [_pair_id(row) for row in rows]
+    if (
+        twice := {name for name in identifiers if identifiers.count(name) > 1}
+        if len(set(identifiers)) < len(rows)
+        else ()
+    ):
+        raise PairError(f"{min(twice)} stands more than once among the items: keep one row per item and wording.")
+    pairs, excluded = [], []
+    for row in rows:
+        candidates, reason = _candidates(row, groups[row["relation"], row["wording_id"]])
+        if not candidates:
+            excluded.append({"item_id": row["item_id"], "wording_id": row["wording_id"], "reason": reason})
+            continue
+        donor = min(candidates, key=lambda other: _draw(seed, row["item_id"], row["wording_id"], other["item_id"]))
+        pairs.append(
+            make_pair(
+                tokenizer,
+                pair_id=_pair_id(row),
+                clean=row["prompt"],
+                corrupted=donor["prompt"],
+                answer=row["answer"],
+                foil=donor["answer"],
+                clean_subject=_subject_span(row),
+                corrupted_subject=_subject_span(donor),
+                donor_id=donor["item_id"],
+            )
+        )
+    return pairs, pd.DataFrame(excluded, columns=["item_id", "wording_id", "reason"])
+
+
+def bucket_by_length(pairs: Iterable[PromptPair]) -> dict[int, list[PromptPair]]:
+    """Pairs by their number of positions, shortest first, so that no batch needs padding; order is kept within each."""
+    buckets: dict[int, list[PromptPair]] = {}
+    for pair in pairs:
+        buckets.setdefault(pair.positions, []).append(pair)
+    return dict(sorted(buckets.items()))
+
+
+def token_roles(positions: int, *, subject: Sequence[int]) -> tuple[str, ...]:
+    """The role of each of `positions` tokens, when the subject covers the token positions `subject`."""
+    first, last = subject[0], subject[-1]
+    roles = ["prefix"] * first + ["subject_middle"] * (last - first + 1) + ["relation"] * (positions - last - 1)
+    roles[first], roles[last] = "subject_first", "subject_last"  # in this order: a one-token subject is subject_last
+    roles[-1] = "last"
+    return tuple(roles)
+
+
+def answer_tokens(tokenizer, answer: str) -> tuple[int, ...]:
+    """Token ids of an answer that continues a prompt: with the space before it, and no special token."""
+    return tuple(tokenizer(f" {answer}", add_special_tokens=False)["input_ids"])
+
+
+def _tokenise(
+    tokenizer, pair_id: str, prompt: str, subject: tuple[int, int]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Token ids of a prompt, and the positions whose characters overlap the subject.
+
+    Overlap of characters is the one rule that holds for byte-level BPE: a token may bring the space before the subject,
+    and several tokens may share one multi-byte character.
+    """
+    start, stop = subject
+    if prompt != prompt.rstrip():
+        raise PairError(
+            f"Pair {pair_id}: the prompt {prompt!r} ends with a space, which belongs to the answer; remove it."
+        )
+    encoding = tokenizer(prompt, return_offsets_mapping=True)
+    ids = tuple(encoding["input_ids"])
+    span = tuple(
+        i for i, (begin, end) in enumerate(encoding["offset_mapping"]) if begin < end and begin < stop and end > start
+    )
+    if not 0 <= start < stop <= len(prompt) or not span:
+        raise PairError(
+            f"Pair {pair_id}: the subject's characters {start} to {stop} cover no token of {prompt!r} "
+            f"({len(prompt)} characters); give the span as (start, stop)."
+        )
+    return ids, span
+
+
+def _candidates(row: dict, group: list[dict]) -> tuple[list[dict], str]:
+    """Rows that may replace `row`'s subject, or an empty list and the first condition that none of them met."""
+    where = f"of relation {row['relation']!r} in wording {row['wording_id']!r}"
+    conditions = (
+        (lambda other: other["subject"] != row["subject"], f"there is no other subject {where}"),
+        (
+            lambda other: len(other["ids"]) == len(row["ids"]),
+            f"no other prompt {where} has {len(row['ids'])} tokens",
+        ),
+        (
+            lambda other: other["span"] == row["span"],
+            f"no other subject {where} covers {_range(row['span'])} of {len(row['ids'])}",
+        ),
+        (
+            lambda other: other["first"] != row["first"],
+            f"every donor's answer {where} begins with the same token as {row['answer']!r}",
+        ),
+    )
+    for holds, reason in conditions:
+        group = [other for other in group if holds(other)]
+        if not group:
+            return [], reason
+    return group, ""
+
+
+def _draw(seed: int, *names: str) -> bytes:
+    """A random rank that only the seed and the names decide: the least one among the candidates wins."""
+    return hashlib.sha256("|".join(map(str, (seed, *names))).encode()).digest()
+
+
+def _pair_id(row: dict) -> str:
+    return f"{row['item_id']}/{row['wording_id']}"
+
+
+def _subject_span(row: dict) -> tuple[int, int]:
+    return int(row["subject_start"]), int(row["subject_start"]) + len(row["subject"])
+
+
+def _range(span: Sequence[int]) -> str:
+    return f"tokens {span[0]} to {span[-1]}" if len(span) > 1 else f"token {span[0]}"
+
+
+def _show(tokenizer, ids: Sequence[int]) -> str:
+    """Tokens as text; one that is only a part of a character is shown by its own name."""
+    texts = ((tokenizer.decode([token]), token) for token in ids)
+    return " | ".join(tokenizer.convert_ids_to_tokens(token) if "\ufffd" in text else text for text, token in texts)

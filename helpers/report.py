@@ -1,0 +1,44 @@
+"""What a notebook says in words: paragraphs and findings, always computed from the numbers of this run."""
+
+from __future__ import annotations
+
+from helpers.artifacts import write_json
+from helpers.config import Paths
+
+
+def paragraph(text: str) -> None:
+    """Show one paragraph of Markdown under the figure or table it speaks of."""
+    from IPython.display import Markdown, display
+
+    display(Markdown(" ".join(text.split())))
+
+
+def table(frame, *, digits: int = 3) -> None:
+    """Show a DataFrame without its index, numbers rounded for reading only."""
+    from IPython.display import HTML, display
+
+    display(HTML(frame.to_html(index=False, border=0, float_format=lambda number: f"{number:.{digits}f}", na_rep="–")))
+
+
+def save_findings(paths: Paths, notebook: str, findings: dict[str, str]) -> None:
+    """Keep a notebook's main findings (title → sentence) for the site's index page."""
+    rows = [{"title": title, "text": " ".join(text.split())} for title, text in findings.items()]
+    write_json(paths.data / "findings" / f"{notebook}.json", rows)
+
+
+def percent(share: float) -> str:
+    """A share as a whole percentage."""
+    return f"{100 * share:.0f} %"
+
+
+def with_interval(row) -> str:
+    """An estimate with its interval, from a row holding recovery, low, high; or that it is undefined."""
+    if not row["defined"]:
+        return "undefined (the interval of its denominator includes 0)"
+    return f"{row['recovery']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
+
+
+def chi_square(row) -> str:
+    """A Wald test in words, from a row holding chi2, df and p_value."""
+    p_value = "p < 0.001" if row["p_value"] < 0.001 else f"p = {row['p_value']:.3f}"
+    return f"χ²({row['df']:.0f}) = {row['chi2']:.1f}, {p_value}"

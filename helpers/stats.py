@@ -1,0 +1,126 @@
+"""Statistics whose unit is the item: bootstrap intervals, and one mixed-effects model with seeds as a factor."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+import statsmodels.formula.api as smf
+
+
+class StatisticsError(ValueError):
+    """Data that cannot carry the statistic asked of it."""
+
+
+def bootstrap_interval(
+    values: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], *, resamples: int, confidence: float, seed: int
+) -> tuple[float, float]:
+    """Percentile interval of `statistic` over resampled rows of `values` (items, columns).
+
+    `statistic` maps (resamples, items, columns) to (resamples,). Raises StatisticsError for no items or NaN.
+    """
+    values = np.asarray(values, dtype=float)
+    if values.ndim != 2 or not len(values):
+        raise StatisticsError(f"A bootstrap needs items as rows; it was given an array of shape {values.shape}.")
+    if not np.isfinite(values).all():
+        raise StatisticsError(f"{(~np.isfinite(values).all(1)).sum()} of {len(values)} items are not finite numbers.")
+    drawn = np.random.default_rng(seed).integers(0, len(values), size=(resamples, len(values)))
+    low, high = np.nanquantile(statistic(values[drawn]), [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
+
+
+def ratio_of_means(values: np.ndarray) -> np.ndarray:
+    """Mean of column 0 over mean of column 1, along the items axis: recovery as a ratio of means over items."""
+    means = values.mean(axis=-2)
+    return means[..., 0] / means[..., 1]
+
+
+def recovery_intervals(
+    effects: pd.DataFrame, *, by: list[str], item: str, resamples: int, confidence: float, seed: int
+) -> pd.DataFrame:
+    """Recovery per group with a bootstrap interval over items.
+
+    `effects` has columns `by`, `item`, `numerator`, `denominator`, one row per patch; rows of one item (its seeds, its
+    wordings) are averaged first, because the item is the unit. Returns by-columns, recovery, low, high, items, and
+    `defined`: False where the interval of the mean denominator includes 0, so that a ratio has no meaning.
+    """
+    rows = []
+    for key, group in effects.groupby(by, observed=True, dropna=False, sort=True):
+        items = group.groupby(item)[["numerator", "denominator"]].mean().to_numpy()
+        options = {"resamples": resamples, "confidence": confidence, "seed": seed}
+        low, high = bootstrap_interval(items, ratio_of_means, **options)
+        floor, ceiling = bootstrap_interval(items[:, 1:], lambda v: v.mean(axis=-2)[..., 0], **options)
+        values = key if isinstance(key, tuple) else (key,)
+        rows.append(
+            dict(zip(by, values, strict=True))
+            | {
+                "recovery": float(ratio_of_means(items)),
+                "low": low,
+                "high": high,
+                "items": len(items),
+                "defined": not floor <= 0 <= ceiling,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def mixed_model(table: pd.DataFrame, formula: str, *, item: str) -> pd.DataFrame:
+    """Linear mixed model with a random intercept per item, by restricted maximum likelihood.
+
+    Returns one row per fixed effect: term, estimate, standard_error, low, high (95 %), p_value, `converged`.
+    """
+    if table[item].nunique() < 3:
+        raise StatisticsError(f"A mixed model needs at least 3 items, not {table[item].nunique()}.")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # convergence is reported in the table, where a reader sees it
+        fit = smf.mixedlm(formula, table, groups=table[item]).fit(reml=True)
+    interval = fit.conf_int()
+    return pd.DataFrame(
+        {
+            "term": fit.fe_params.index,
+            "estimate": fit.fe_params.to_numpy(),
+            "standard_error": fit.bse_fe.to_numpy(),
+            "low": interval.loc[fit.fe_params.index, 0].to_numpy(),
+            "high": interval.loc[fit.fe_params.index, 1].to_numpy(),
+            "p_value": fit.pvalues.loc[fit.fe_params.index].to_numpy(),
+            "converged": bool(fit.converged),
+        }
+    )
+
+
+def layer_effects(effects: pd.DataFrame) -> pd.DataFrame:
+    """One response per item, layer, kind and seed: its effect over the mean denominator of its arm, kind and seed.
+
+    Dividing by the mean, and not item by item, keeps items with a small clean–corrupted difference from dominating.
+    """
+    groups = ["arm", "kind", "seed"]
+    means = effects.groupby([*groups, "item_id"])["denominator"].first().groupby(groups).mean().rename("scale")
+    table = effects.join(means, on=groups)
+    if (table["scale"] == 0).any():
+        raise StatisticsError("A mean clean–corrupted difference is exactly 0, so effects have no unit.")
+    return table.assign(effect=table["numerator"] / table["scale"])[[*groups, "item_id", "layer", "effect"]]
+
+
+def wald_tests(table: pd.DataFrame, formula: str, *, item: str) -> pd.DataFrame:
+    """Joint Wald χ² test of every term of a mixed model with a random intercept per item: term, chi2, df, p_value."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        fit = smf.mixedlm(formula, table, groups=table[item]).fit(reml=True)
+        found = fit.wald_test_terms(skip_single=False, scalar=True).table
+    rows = found.drop(index=[term for term in found.index if term.endswith(" Var")])  # the variance is no fixed effect
+    return pd.DataFrame(
+        {
+            "term": rows.index,
+            "chi2": rows["statistic"].astype(float).to_numpy(),
+            "df": rows["df_constraint"].astype(float).to_numpy(),
+            "p_value": rows["pvalue"].astype(float).to_numpy(),
+        }
+    )
+
+
+def readable_terms(coefficients: pd.DataFrame) -> pd.DataFrame:
+    """Coefficients with their terms as a reader says them: `C(layer)[T.3]:C(kind)[T.x]` becomes `layer 3 : kind x`."""
+    terms = coefficients["term"].str.replace(r"C\((\w+)\)\[(?:T\.)?([^\]]+)\]", r"\1 \2", regex=True)
+    return coefficients.assign(term=terms.str.replace(":", " : "))
