@@ -141,7 +141,7 @@ def training_texts(corpus: pd.DataFrame, *, variant: int) -> list[str]:
     """Title and abstract of every record that this variant of the made-up arm trains on, in the corpus's order."""
     chosen = corpus[corpus["variant"].isna() | (corpus["variant"] == variant)]
     return [
-        f"{title}\n{abstract}" if title else abstract
+        f"{title}\n{abstract}" if isinstance(title, str) and title else abstract  # an absent title is NaN, not None
         for title, abstract in zip(chosen["title"], chosen["abstract"], strict=True)
     ]
 

@@ -27,9 +27,13 @@ def bars(table: pd.DataFrame, *, x: str, y: str, hue: str, facet: str, xlabel: s
     figure, axes = _panels(len(facets), columns=min(4, len(facets)), height=2.3)
     for axis, name in zip(axes, facets, strict=True):
         part = table[table[facet] == name]
-        sns.barplot(part, x=x, y=y, hue=hue, ax=axis, palette=_colours(table[hue]), width=0.7, legend=axis is axes[0])
+        # No error bars: seaborn's are resampled anew at every drawing, so equal numbers would give other bytes.
+        style = {"palette": _colours(table[hue]), "width": 0.7, "errorbar": None}
+        sns.barplot(part, x=x, y=y, hue=hue, ax=axis, **style)
         axis.set(title=name, xlabel=xlabel, ylabel=ylabel if axis is axes[0] else "")
-    axes[0].legend(title=None, loc="best")
+        if axis.get_legend():
+            axis.get_legend().remove()
+    _legend(figure, axes)
     return figure
 
 
@@ -54,13 +58,12 @@ def curves(
         part = table[table[facet] == name]
         lines = part.groupby([hue, unit] if unit else [hue], sort=False, dropna=False)
         for key, line in lines:
-            label = key[0] if axis is axes[0] else None
-            axis.plot(line[x], line[y], color=colours[key[0]], label=label, linewidth=1.2, alpha=0.85)
+            axis.plot(line[x], line[y], color=colours[key[0]], label=key[0], linewidth=1.2, alpha=0.85)
             if mark:
                 best = line[line[mark].astype(bool)]
                 axis.plot(best[x], best[y], "o", color=colours[key[0]], markersize=5)
         axis.set(title=name, xlabel=xlabel, ylabel=ylabel if axis is axes[0] else "")
-    _legend(axes[0])
+    _legend(figure, axes)
     return figure
 
 
@@ -91,13 +94,13 @@ def intervals(
             error = np.clip([part[y] - part[low], part[high] - part[y]], 0, None)
             axis.errorbar(
                 at, part[y], yerr=error, fmt="o-" if lines else "o", markersize=3, linewidth=1, elinewidth=1,
-                color=colours[value], label=value if axis is axes[0] else None,
+                color=colours[value], label=value,
             )  # fmt: skip
         if reference is not None:
             axis.axhline(reference, color=PALETTE["null"], linewidth=0.8, zorder=0)
         axis.set(title=name, xlabel=xlabel, ylabel=ylabel if axis is axes[0] else "")
         axis.set_xticks(range(len(places)), list(places), rotation=0 if len(str(list(places)[-1])) < 4 else 40)
-    _legend(axes[0])
+    _legend(figure, axes)
     return figure
 
 
@@ -235,6 +238,11 @@ def _colours(values: pd.Series) -> dict:
     return {name: shades[number % len(shades)] for number, name in enumerate(names)}
 
 
-def _legend(axis) -> None:
-    if len(axis.get_legend_handles_labels()[1]) > 1:
-        axis.legend(title=None)
+def _legend(figure: Figure, axes: list) -> None:
+    """Below the panels, where it hides nothing: one entry per name, in whichever panels and repeats it was drawn."""
+    entries: dict = {}
+    for axis in axes:
+        for handle, name in zip(*axis.get_legend_handles_labels(), strict=True):
+            entries.setdefault(name, handle)
+    if len(entries) > 1:
+        figure.legend(entries.values(), entries, loc="outside lower center", ncols=len(entries), frameon=False)

@@ -24,6 +24,7 @@ from helpers.progress import Display
 from helpers.stages import (
     STAGES,
     Stage,
+    StageError,
     complete,
     executed_path,
     ingredients,
@@ -90,7 +91,7 @@ def reproduce(
             run_stage(run, stage, lock)
             ran.append(stage.name)
         run.display.prefix = ""
-        built = _site(run, stages)
+        built = _site(run, stages, fresh=chosen)
         if ran or built:
             report(run, stages, ran, time.monotonic() - began)
     if not ran:
@@ -172,11 +173,14 @@ def _minutes_left(run: Run, stages: Sequence[Stage]) -> str:
     return f" (at most {max(1, round(sum(seconds) / 60))} min left in all)"
 
 
-def _site(run: Run, stages: Sequence[Stage]) -> bool:
-    """Build the site when every stage stands and the site does not; a site of two different runs would mislead."""
+def _site(run: Run, stages: Sequence[Stage], *, fresh: Sequence[Stage]) -> bool:
+    """Build the site when every stage stands and the site does not; a site of two different runs would mislead.
+
+    `fresh` are stages known to stand.
+    """
     from helpers.site import build_site, site_is_fresh
 
-    waiting = [stage.name for stage in stages if read_record(run.paths, stage.name) is None]
+    waiting = [stage.name for stage in stages if stage not in fresh and not _stands(run, stage)]
     if waiting:
         run.display.line(f"The site waits for {', '.join(waiting)}.")
         return False
@@ -185,6 +189,13 @@ def _site(run: Run, stages: Sequence[Stage]) -> bool:
     run.display.passing("site")
     build_site(run.profile, stages, overrides=run.overrides, root=run.root)
     return True
+
+
+def _stands(run: Run, stage: Stage) -> bool:
+    try:
+        return why_stale(stage, run.profile, root=run.root) is None
+    except StageError:
+        return False  # what it reads from has never run
 
 
 def report(run: Run, stages: Sequence[Stage], ran: Sequence[str], seconds: float) -> None:

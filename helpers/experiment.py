@@ -15,7 +15,7 @@ from helpers.config import Items, Patching
 from helpers.pairs import PromptPair, symmetric_replacement
 from helpers.patching import measure_runs, sweep
 
-ROLE_ORDER = ("prefix", "subject_first", "subject_middle", "subject_last", "relation", "last")
+ROLE_ORDER = ("prefix", "subject_first", "subject_middle", "subject_last", "relation", "last", "all")
 
 
 class ExperimentError(ValueError):
@@ -39,7 +39,7 @@ def select_pairs(model, tokenizer, items: pd.DataFrame, *, settings: Items, phas
     asked = items[items["wording_id"].str.endswith(f"-{settings.group}-{settings.wording}")]
     chosen = asked[asked["phase"] == phase].reset_index(drop=True)
     if settings.max_pairs_per_kind is not None:
-        chosen = chosen.groupby("kind").head(settings.max_pairs_per_kind)
+        chosen = chosen.sort_values("item_id").groupby("kind").head(settings.max_pairs_per_kind)
     pairs, unpaired = symmetric_replacement(chosen, tokenizer, seed=settings.seed)
     reasons = dict(zip(unpaired["item_id"], unpaired["reason"], strict=True))
     if pairs and settings.minimum_clean_logit_difference is not None:
@@ -73,20 +73,20 @@ def measure_effects(
     settings: Patching,
     directions: Sequence[str],
     source_model=None,
-    heads: bool = True,
 ) -> pd.DataFrame:
-    """Sweep the profile's components at every position, and every head at all positions; one row per patch of one pair.
+    """Sweep the profile's components at each position, and attention, MLPs and heads at all positions together.
 
-    Columns of `patching.sweep` and: clean, corrupted (logit differences of the un-patched runs), numerator and
-    denominator of the effect. Denoising: (patched − corrupted) / (clean − corrupted). Noising: (clean − patched) /
-    (clean − corrupted). Both in logits; the ratio is taken later, of means.
+    One row per patch of one pair. Columns of `patching.sweep` and: clean, corrupted (logit differences of the
+    un-patched runs), numerator and denominator of the effect. The residual stream is not patched at all positions: it
+    would recover 1 by construction. Denoising: (patched − corrupted) / (clean − corrupted). Noising: (clean −
+    patched) / (clean − corrupted). Both in logits; the ratio is taken later, of means.
     """
     tables = []
     for direction in directions:
         options = {"direction": direction, "row_budget": settings.row_budget, "source_model": source_model}
         tables.append(sweep(model, pairs, components=settings.components, **options))
-        if heads:
-            tables.append(sweep(model, pairs, components=("head_out",), positions="all", **options))
+        whole = [component for component in settings.components if not component.startswith("resid")]
+        tables.append(sweep(model, pairs, components=[*whole, "head_out"], positions="all", **options))
     runs = measure_runs(model, pairs, metrics=("logit_difference",), row_budget=settings.row_budget)
     ends = runs.pivot(index="pair", columns="run", values="logit_difference")
     effects = pd.concat(tables, ignore_index=True).join(ends, on="pair")
@@ -100,7 +100,8 @@ def measure_effects(
 def by_role(effects: pd.DataFrame) -> pd.DataFrame:
     """Effects averaged within each pair over the positions of one role, roles in reading order; heads are left out.
 
-    Averaging first within the pair lets every pair weigh the same, whatever the length of its subject.
+    The role "all" is one patch of all positions together. Averaging first within the pair lets every pair weigh the
+    same, whatever the length of its subject.
     """
     keys = [
         c
@@ -115,7 +116,7 @@ def by_role(effects: pd.DataFrame) -> pd.DataFrame:
 def role_recovery(effects: pd.DataFrame) -> pd.DataFrame:
     """Recovery per direction, kind, component, layer and role: a ratio of means over the pairs, as heatmaps show it."""
     keys = ["direction", "kind", "component", "role", "layer"]
-    return _ratio(by_role(effects), keys)
+    return _ratio(by_role(effects[effects["role"] != "all"]), keys)
 
 
 def head_recovery(effects: pd.DataFrame) -> pd.DataFrame:

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 import pandas as pd
 import seaborn as sns
 
@@ -67,6 +68,11 @@ def save_figure(
     """
     if table.empty:
         raise FigureError(f"Figure {name!r} has no row to draw: an earlier step has left nothing over.")
+    if infinite := [c for c in table.select_dtypes("number") if np.isinf(table[c].to_numpy(float, na_value=0)).any()]:
+        raise FigureError(
+            f"Figure {name!r} would draw infinite values in {', '.join(infinite)}: a ratio was taken over exactly 0."
+        )
+    _check_drawing(name, drawing)  # before anything is written
     text = table.to_csv(index=False, float_format="%.6g", lineterminator="\n")
     write_bytes(paths.figures / f"{name}.csv", text.encode())
     sidecar = {
@@ -86,28 +92,25 @@ def save_figure(
     write_json(paths.figures / f"{name}.json", sidecar)
     from IPython.display import Image
 
-    return Image(filename=str(paths.figures / f"{name}.png"), width=680)
+    return Image(filename=str(paths.figures / f"{name}.png"), width=680, alt=caption)
 
 
 def redraw(name: str, paths: Paths) -> None:
     """Draw figure NAME again from its saved numbers; raises FigureError when it was never saved."""
-    try:
-        sidecar = read_json(paths.figures / f"{name}.json")
-    except ArtifactError:
+    saved = [paths.figures / f"{name}.{suffix}" for suffix in ("json", "csv")]
+    if not all(path.is_file() for path in saved):
         known = sorted(path.stem for path in paths.figures.glob("*.json"))
         raise FigureError(
             f"There is no saved figure {name!r} in {paths.figures.relative_to(paths.root)}; there are: "
             f"{', '.join(known) or 'none'}. Run `make reproduce PROFILE={paths.profile}` first."
-        ) from None
+        )
+    sidecar = read_json(saved[0])
     _draw(name, paths, sidecar)
 
 
 def _draw(name: str, paths: Paths, sidecar: dict) -> None:
     """From the csv, never from memory: what is redrawn later is then what was drawn first."""
-    if sidecar["drawing"] not in DRAWINGS:
-        raise FigureError(
-            f"Figure {name!r} asks for the drawing {sidecar['drawing']!r}; there are {', '.join(DRAWINGS)}."
-        )
+    _check_drawing(name, sidecar["drawing"])
     table = pd.read_csv(paths.figures / f"{name}.csv", keep_default_na=True)
     os.environ.setdefault("SOURCE_DATE_EPOCH", "0")
     with matplotlib.rc_context():
@@ -122,6 +125,11 @@ def _draw(name: str, paths: Paths, sidecar: dict) -> None:
             figure.savefig(buffer, format=suffix, metadata=metadata, bbox_inches="tight", pad_inches=0.05)
             write_bytes(paths.figures / f"{name}.{suffix}", buffer.getvalue())
         matplotlib.pyplot.close(figure)
+
+
+def _check_drawing(name: str, drawing: str) -> None:
+    if drawing not in DRAWINGS:
+        raise FigureError(f"Figure {name!r} asks for the drawing {drawing!r}; there are {', '.join(DRAWINGS)}.")
 
 
 def main() -> int:

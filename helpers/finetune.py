@@ -78,16 +78,18 @@ class ProbedTrainer(Trainer):
         self._probe, self._probe_tokenizer, self._probe_batch_size = probe, tokenizer, probe_batch_size
         self._report = report
 
-    def evaluate(self, *args, **kwargs):
-        """The evaluation loss, then the share of probe items answered right per group."""
-        metrics = super().evaluate(*args, **kwargs)
+    def evaluation_loop(self, *args, **kwargs):
+        """The evaluation, then the share of probe items answered right per group.
+
+        Here and not in `evaluate`: that one tells the callbacks, and early stopping must see the shares.
+        """
+        output = super().evaluation_loop(*args, **kwargs)
         right = probe_accuracy(self.model, self._probe_tokenizer, self._probe, batch_size=self._probe_batch_size)
         shares = right.groupby(self._probe["group"].to_numpy()).mean()
-        metrics |= {f"eval_{group}_accuracy": float(share) for group, share in shares.items()}
-        self.log({key: value for key, value in metrics.items() if key.endswith("_accuracy")})
+        output.metrics.update({f"eval_{group}_accuracy": float(share) for group, share in shares.items()})
         right = ", ".join(f"{group} {share:.2f}" for group, share in shares.items())
-        self._report(f"epoch {self.state.epoch:.0f}: validation loss {metrics['eval_loss']:.3f}, right: {right}")
-        return metrics
+        self._report(f"epoch {self.state.epoch:.0f}: validation loss {output.metrics['eval_loss']:.3f}, right: {right}")
+        return output
 
 
 def fine_tune(
@@ -108,6 +110,8 @@ def fine_tune(
     """
     training, validation = split(texts, validation_share=settings.validation_share, seed=settings.split_seed)
     metric = {"loss": "eval_loss", "development": "eval_development_accuracy"}[configuration.stop_on]
+    # GPT-2's class does not name its loss, and `Trainer` then also counts every row's first token, which none predicts.
+    model.loss_type = "ForCausalLM"
     set_seed(seed)
     with tempfile.TemporaryDirectory(prefix="clap-checkpoints-") as folder:
         arguments = _arguments(folder, configuration, settings, metric=metric, seed=seed)
@@ -127,10 +131,6 @@ def fine_tune(
         trainer.train()
         history = _history(trainer.state.log_history, metric)
     model.eval()
-    if not history["validation_loss"].map(math.isfinite).all():
-        raise FineTuningError(
-            f"The validation loss became {history['validation_loss'].tolist()}: lower the learning rate."
-        )
     return history
 
 
@@ -220,6 +220,10 @@ def _history(log: list[dict], metric: str) -> pd.DataFrame:
             if name in names or name.endswith("_accuracy"):
                 row[names.get(name, name.removeprefix("eval_"))] = float(value)
     history = pd.DataFrame([row for row in rows.values() if "validation_loss" in row]).reset_index(drop=True)
+    if not history["validation_loss"].map(math.isfinite).all():  # before the best epoch is sought: there may be none
+        raise FineTuningError(
+            f"The validation loss became {history['validation_loss'].tolist()}: lower the learning rate."
+        )
     column = metric.removeprefix("eval_") if metric.endswith("_accuracy") else "validation_loss"
     best = history[column].idxmin() if column == "validation_loss" else history[column].idxmax()
     history["best"] = history.index == best

@@ -109,9 +109,9 @@ def environment(build: Path, *, online: bool) -> dict[str, str]:
 
 def write_kernelspec(build: Path) -> None:
     """Describe the kernel `python3` as this very interpreter, under `build` only."""
-    # Errors only: the kernel listens on this machine alone, and says at length that it does so unencrypted.
+    # Critical errors only: the kernel listens on this machine alone, and says at length that it does so unencrypted.
     argv = [sys.executable, "-Xfrozen_modules=off", "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-    argv.append("--IPKernelApp.log_level=ERROR")
+    argv.append("--IPKernelApp.log_level=CRITICAL")
     spec = {"argv": argv, "display_name": "Python 3", "language": "python", "metadata": {"debugger": True}}
     write_json(build / "kernels" / "python3" / "kernel.json", spec)
 

@@ -40,13 +40,13 @@ PUBLISHED_TEXTS = (
 class Recipe:
     """How the base checkpoint is made; `steps` and `entities` are per phase, tokens per step = batch × positions."""
 
-    vocabulary: int = 3000
+    vocabulary: int = 3300
     layers: int = 6
     width: int = 128
     heads: int = 4
     positions: int = 128
     entities: tuple[int, ...] = (60, 240)
-    steps: tuple[int, ...] = (600, 3600)
+    steps: tuple[int, ...] = (600, 2600)
     batch: int = 8
     learning_rate: float = 2e-3
     warmup: int = 100
@@ -98,7 +98,7 @@ def tokenizer_texts(paths: Paths, recipe: Recipe) -> list[str]:
     texts = base_texts(facts, wordings, real, recipe=recipe, repeats=1, seed=0)
     for variant in (0, 1):
         texts += training_texts(corpus, variant=variant)
-    return texts + 20 * list(PUBLISHED_TEXTS)
+    return texts + 100 * list(PUBLISHED_TEXTS)
 
 
 def pretrain(paths: Paths, recipe: Recipe, *, log=print) -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast, list[dict]]:

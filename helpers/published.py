@@ -99,7 +99,13 @@ def published_sweep(model, tokenizer, item: PublishedItem) -> pd.DataFrame:
     rows = []
     for direction, base, source in (("denoising", "corrupted", "clean"), ("noising", "clean", "corrupted")):
         for name, kind in modules.items():
-            row = {"site": name, "module": kind, "by_construction": by_construction(name, kind), "direction": direction}
+            row = {
+                "item": item.name,
+                "site": name,
+                "module": kind,
+                "by_construction": by_construction(name, kind),
+                "direction": direction,
+            }
             row |= {
                 "clean": clean,
                 "corrupted": corrupted,
@@ -110,7 +116,10 @@ def published_sweep(model, tokenizer, item: PublishedItem) -> pd.DataFrame:
             if fits or name == "lm_head":
                 patched = _phrase_difference(_replay(network, ids[base], name, runs[source][name]), phrases)
                 gained = patched - corrupted if direction == "denoising" else clean - patched
-                row |= {"patched": patched, "recovery": gained / (clean - corrupted)}
+                row |= {
+                    "patched": patched,
+                    "recovery": gained / (clean - corrupted) if clean != corrupted else float("nan"),
+                }
             else:
                 row["note"] = "shape error"
             rows.append(row)

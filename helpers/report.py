@@ -21,8 +21,8 @@ def table(frame, *, digits: int = 3) -> None:
 
 
 def save_findings(paths: Paths, notebook: str, findings: dict[str, str]) -> None:
-    """Keep a notebook's main findings (title → sentence) for the site's index page."""
-    rows = [{"title": title, "text": " ".join(text.split())} for title, text in findings.items()]
+    """Keep a notebook's main findings (title → sentences) for the site's index page, as plain text."""
+    rows = [{"title": title, "text": " ".join(text.split()).replace("**", "")} for title, text in findings.items()]
     write_json(paths.data / "findings" / f"{notebook}.json", rows)
 
 
@@ -35,7 +35,8 @@ def with_interval(row) -> str:
     """An estimate with its interval, from a row holding recovery, low, high; or that it is undefined."""
     if not row["defined"]:
         return "undefined (the interval of its denominator includes 0)"
-    return f"{row['recovery']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
+    estimate, low, high = (f"{round(row[name], 2) + 0.0:.2f}" for name in ("recovery", "low", "high"))  # no "-0.00"
+    return f"{estimate} [{low}, {high}]"
 
 
 def chi_square(row) -> str:

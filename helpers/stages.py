@@ -21,6 +21,8 @@ from helpers.artifacts import ArtifactError, fingerprint, read_json, sha256_file
 from helpers.config import ROOT, Paths, Profile, section
 
 LOCK = "requirements.lock"
+KNOWLEDGE = ("knowledge.csv", "wordings.yaml")
+BASE_MODEL = ("models/base",)
 WITHOUT_FOLDER = ("embedded", "random")  # values of model.name_or_path that name no folder
 
 
@@ -60,12 +62,19 @@ class Record:
 
 
 STAGES = (
-    Stage("01_data_collection", sections=("corpus", "model", "items"), outputs=("corpus", "items"), budget_minutes=0.5),
+    Stage(
+        "01_data_collection",
+        sections=("corpus", "model", "items"),
+        outputs=("corpus", "items"),
+        embedded=KNOWLEDGE + BASE_MODEL,
+        budget_minutes=0.5,
+    ),
     Stage(
         "02_fine_tuning",
         sections=("model", "finetune"),
         inputs=("01_data_collection",),
         outputs=("models", "training"),
+        embedded=BASE_MODEL,
         budget_minutes=7.5,
     ),
     Stage(
@@ -73,6 +82,7 @@ STAGES = (
         sections=("model", "finetune", "patching"),
         inputs=("02_fine_tuning",),
         outputs=("published",),
+        embedded=BASE_MODEL,
         budget_minutes=1.0,
     ),
     Stage(
@@ -80,6 +90,7 @@ STAGES = (
         sections=("model", "finetune", "items", "patching", "statistics"),
         inputs=("01_data_collection", "02_fine_tuning"),
         outputs=("clap",),
+        embedded=BASE_MODEL,
         budget_minutes=4.0,
     ),
     Stage(
@@ -87,7 +98,6 @@ STAGES = (
         sections=("model", "statistics"),
         inputs=("04_clap",),
         outputs=("statistics",),
-        embedded=(),
         budget_minutes=2.0,
     ),
 )

@@ -34,7 +34,8 @@ def bootstrap_interval(
 def ratio_of_means(values: np.ndarray) -> np.ndarray:
     """Mean of column 0 over mean of column 1, along the items axis: recovery as a ratio of means over items."""
     means = values.mean(axis=-2)
-    return means[..., 0] / means[..., 1]
+    with np.errstate(divide="ignore", invalid="ignore"):  # a resampled denominator may be 0; quantiles pass over it
+        return means[..., 0] / means[..., 1]
 
 
 def recovery_intervals(
@@ -44,8 +45,10 @@ def recovery_intervals(
 
     `effects` has columns `by`, `item`, `numerator`, `denominator`, one row per patch; rows of one item (its seeds, its
     wordings) are averaged first, because the item is the unit. Returns by-columns, recovery, low, high, items, and
-    `defined`: False where the interval of the mean denominator includes 0, so that a ratio has no meaning.
+    `defined`: False where the interval of the mean denominator includes 0, or is that of a single item, so that a ratio
+    has no meaning. Raises StatisticsError for no row, or NaN in any row.
     """
+    _check_rows(effects, [item, "numerator", "denominator"])
     rows = []
     for key, group in effects.groupby(by, observed=True, dropna=False, sort=True):
         items = group.groupby(item)[["numerator", "denominator"]].mean().to_numpy()
@@ -60,7 +63,7 @@ def recovery_intervals(
                 "low": low,
                 "high": high,
                 "items": len(items),
-                "defined": not floor <= 0 <= ceiling,
+                "defined": len(items) > 1 and not floor <= 0 <= ceiling,
             }
         )
     return pd.DataFrame(rows)
@@ -71,11 +74,7 @@ def mixed_model(table: pd.DataFrame, formula: str, *, item: str) -> pd.DataFrame
 
     Returns one row per fixed effect: term, estimate, standard_error, low, high (95 %), p_value, `converged`.
     """
-    if table[item].nunique() < 3:
-        raise StatisticsError(f"A mixed model needs at least 3 items, not {table[item].nunique()}.")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # convergence is reported in the table, where a reader sees it
-        fit = smf.mixedlm(formula, table, groups=table[item]).fit(reml=True)
+    fit = _fit(table, formula, item)
     interval = fit.conf_int()
     return pd.DataFrame(
         {
@@ -105,9 +104,9 @@ def layer_effects(effects: pd.DataFrame) -> pd.DataFrame:
 
 def wald_tests(table: pd.DataFrame, formula: str, *, item: str) -> pd.DataFrame:
     """Joint Wald χ² test of every term of a mixed model with a random intercept per item: term, chi2, df, p_value."""
+    fit = _fit(table, formula, item)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        fit = smf.mixedlm(formula, table, groups=table[item]).fit(reml=True)
         found = fit.wald_test_terms(skip_single=False, scalar=True).table
     rows = found.drop(index=[term for term in found.index if term.endswith(" Var")])  # the variance is no fixed effect
     return pd.DataFrame(
@@ -124,3 +123,22 @@ def readable_terms(coefficients: pd.DataFrame) -> pd.DataFrame:
     """Coefficients with their terms as a reader says them: `C(layer)[T.3]:C(kind)[T.x]` becomes `layer 3 : kind x`."""
     terms = coefficients["term"].str.replace(r"C\((\w+)\)\[(?:T\.)?([^\]]+)\]", r"\1 \2", regex=True)
     return coefficients.assign(term=terms.str.replace(":", " : "))
+
+
+def _fit(table: pd.DataFrame, formula: str, item: str):
+    if table[item].nunique() < 3:
+        raise StatisticsError(f"A mixed model needs at least 3 items, not {table[item].nunique()}.")
+    _check_rows(table, [name for name in table.columns if name in formula or name == item])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # convergence is reported in the table, where a reader sees it
+        return smf.mixedlm(formula, table, groups=table[item]).fit(reml=True)
+
+
+def _check_rows(table: pd.DataFrame, columns: list[str]) -> None:
+    """A mean skips NaN in silence, and an item that is NaN is no group: neither may happen unseen."""
+    if table.empty:
+        raise StatisticsError("There is no row to compute from: an earlier step has left nothing over.")
+    if broken := int(table[columns].isna().any(axis=1).sum()):
+        raise StatisticsError(
+            f"{broken} of {len(table)} rows are NaN in {', '.join(columns)}: find what gave no number."
+        )

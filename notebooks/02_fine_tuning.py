@@ -11,7 +11,6 @@
 # ---
 
 # %% [markdown]
-# %% [markdown]
 # # 2 · Fine-tuning
 #
 # **Question.** Which facts does the model learn, when, and does it know them in other words than it read?

@@ -11,7 +11,6 @@
 # ---
 
 # %% [markdown]
-# %% [markdown]
 # # 3 · CLAP as published
 #
 # **Question.** What does the study's own protocol measure, and what would it measure in a network that knows nothing?
@@ -124,7 +123,7 @@ error, sites = (identities["recovery"] - 1).abs().max(), sweep["site"].nunique()
 construction_text = f"""
 {identities["site"].nunique()} of the {sites} modules are such sites: embedding, every block, the last layer norm and
 the unembedding. Over {identities["network"].nunique()} networks, trained and untrained, and both directions, their
-recovery differs from 1 by at most {error:.1e}. The study reports 100 % at the final output layer and reads it as
+recovery differs from 1 by at most {error:.0g}. The study reports 100 % at the final output layer and reads it as
 “definitional knowledge is localised”; the same 100 % is found here in networks that were never trained."""
 paragraph(construction_text)
 

@@ -11,7 +11,6 @@
 # ---
 
 # %% [markdown]
-# %% [markdown]
 # # 4 · CLAP, done right
 #
 # **Question.** Through which sites does the fine-tuned model's answer flow, and does that differ between definitions
@@ -122,20 +121,23 @@ items at {component} {layer}, {role.replace("_", " ")} ({both.loc[gap.idxmax(), 
 # %% [markdown]
 # ## Definitional against associative, with intervals
 #
-# MLP outputs at the last subject token and attention outputs at the last token: the two places where recall of a
-# subject is expected. Intervals are 95 % bootstrap intervals over items; an item's seeds are averaged first.
+# One layer's MLP or attention output at all positions together, which is what the study patches, and the MLP at the
+# last subject token, where larger models recall a subject. Intervals are 95 % bootstrap intervals over items; an item's
+# seeds are averaged first.
 
 # %%
-places = {"mlp_out": "subject_last", "attn_out": "last"}
 roles = by_role(effects[(effects["arm"] == "real") & (effects["direction"] == "denoising")])
-roles = roles[roles["role"] == roles["component"].map(places)]
-curves = intervals(roles[roles["network"] == "fine-tuned"], by=["component", "kind", "layer"])
-curves["place"] = curves["component"].map({name: f"{name}, {role.replace('_', ' ')}" for name, role in places.items()})
+roles["place"] = roles["component"] + ", " + roles["role"].astype(str).str.replace("_", " ")
+places = ["mlp_out, all", "attn_out, all", "mlp_out, subject last"]
+curves = intervals(roles[roles["network"] == "fine-tuned"], by=["place", "kind", "layer"])
+curves = curves[curves["place"].isin(places)].sort_values(
+    "place", key=lambda name: name.map(places.index), kind="stable"
+)
 caption = "Denoising recovery by layer, with 95 % bootstrap intervals over items."
 draw("04_by_layer", curves, drawing="intervals", facet="place", caption=caption)
 
 # %%
-peaks = curves.loc[curves.groupby(["component", "kind"])["recovery"].idxmax()]
+peaks = curves.loc[curves.groupby(["place", "kind"], sort=False)["recovery"].idxmax()]
 said = [f"{r['place']}, {r['kind']}: layer {r['layer']} with {with_interval(r)}" for _, r in peaks.iterrows()]
 peak_text = f"The share recovered peaks as follows. {'; '.join(said)}."
 paragraph(peak_text)
@@ -158,7 +160,7 @@ paragraph(f"By denoising, the strongest head is {' and '.join(said)}.")
 # ## What a network without the facts shows
 
 # %%
-first = roles[(roles["seed"] == seeds[0]) & (roles["component"] == "mlp_out") & (roles["layer"] == 0)]
+first = roles[(roles["seed"] == seeds[0]) & (roles["place"] == "mlp_out, all") & (roles["layer"] == 0)]
 null = intervals(first, by=["network", "kind"])
 logits = first.groupby(["network", "kind"])["denominator"].mean().rename("clean − corrupted (logits)")
 table(null.merge(logits, on=["network", "kind"]), digits=2)
@@ -166,7 +168,8 @@ table(null.merge(logits, on=["network", "kind"]), digits=2)
 # %%
 undefined = " and ".join(null[~null["defined"]]["network"].unique())
 said = [f"{r['network']}, {r['kind']}: {with_interval(r)}" for _, r in null.iterrows()]
-null_text = f"MLP 0 at the last subject token recovers, by network: {'; '.join(said)}."
+null_text = f"""The first feed-forward layer, patched at all positions, recovers by network: {"; ".join(said)}.
+The study reports 56 % for it, from one item."""
 if undefined:
     null_text += f""" Where the network does not know the facts ({undefined}) there is no difference to recover, so its
     recovery is undefined and only un-normalised effects may be compared."""

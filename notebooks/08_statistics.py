@@ -11,7 +11,6 @@
 # ---
 
 # %% [markdown]
-# %% [markdown]
 # # 8 · Statistics and plots
 #
 # **Question.** Do layers differ, do the two kinds differ, and does either difference survive a test whose unit is the
@@ -46,16 +45,17 @@ draw = partial(save_figure, paths=paths, plumbing=profile.model.plumbing, seed=p
 # %% [markdown]
 # ## One mixed model
 #
-# Response: the denoising effect of one MLP output at the last subject token, in units of the mean clean–corrupted
-# difference of its kind. Fixed effects: layer, kind, their interaction, and the training seed. Random: the item.
+# Response: the denoising effect of one layer's MLP output at all positions together, in units of the mean
+# clean–corrupted difference of its kind. Fixed effects: layer, kind, their interaction, and the training seed.
+# Random: the item.
 
 # %%
 denoised = tuned[tuned["direction"] == "denoising"]
-sites = denoised[(denoised["component"] == "mlp_out") & (denoised["role"] == "subject_last")]
+sites = denoised[(denoised["component"] == "mlp_out") & (denoised["role"] == "all")]
 responses = layer_effects(sites[sites["arm"] == "real"])
-formula = "effect ~ C(layer) * C(kind)" + (" + C(seed)" if responses["seed"].nunique() > 1 else "")
-coefficients = mixed_model(responses, formula, item="item_id")
-tests = wald_tests(responses, formula, item="item_id")
+factors = "C(layer{0}) * C(kind{0})" + (" + C(seed{0})" if responses["seed"].nunique() > 1 else "")
+coefficients = mixed_model(responses, f"effect ~ {factors.format('')}", item="item_id")
+tests = wald_tests(responses, f"effect ~ {factors.format(', Sum')}", item="item_id")  # sums: main effects are means
 write_table(paths.data / "statistics" / "mixed_model.parquet", coefficients)
 write_table(paths.data / "statistics" / "wald_tests.parquet", tests)
 table(tests)
@@ -67,7 +67,7 @@ caption = "Fixed effects of the mixed model with their 95 % intervals; the unit 
 draw("08_mixed_model", shown, drawing="forest", xlabel=label, caption=caption)
 
 # %%
-terms = tests.set_index("term")
+terms = tests.set_index(tests["term"].str.replace(", Sum", ""))
 settled = "" if coefficients["converged"].all() else "The fit did not converge, so these numbers are provisional."
 mixed_text = f"""
 Over {responses["item_id"].nunique()} real items and {responses["seed"].nunique()} seeds, layers differ with
@@ -85,20 +85,22 @@ paragraph(mixed_text)
 
 # %%
 arms = intervals(sites, by=["arm", "kind", "layer"])
-caption = "MLP outputs at the last subject token: definitional against associative items, in the real and made-up arms."
+caption = "MLP outputs at all positions: definitional against associative items, in the real and the made-up arm."
 draw("08_arms", arms, drawing="intervals", facet="arm", caption=caption)
 
 # %%
 first = arms[arms["layer"] == 0]
 said = [f"{r['arm']}, {r['kind']}: {with_interval(r)} ({r['items']} items)" for _, r in first.iterrows()]
-arms_text = f"Share recovered by MLP 0 at the last subject token: {'; '.join(said)}."
+arms_text = f"Share recovered by MLP 0 at all positions: {'; '.join(said)}."
 paragraph(arms_text)
 
 # %% [markdown]
 # ## All components at a glance
 
 # %%
-overview = intervals(tuned[tuned["arm"] == "real"], by=["direction", "component", "kind", "role"])
+overview = intervals(
+    tuned[(tuned["arm"] == "real") & (tuned["role"] != "all")], by=["direction", "component", "kind", "role"]
+)
 overview["panel"] = overview["component"] + ", " + overview["direction"]
 overview["role"] = overview["role"].astype(str).str.replace("_", " ")
 caption = "Every component in both directions, averaged over layers, by token role."

@@ -104,6 +104,17 @@ def test_only_what_depends_on_a_setting_reruns_and_equal_results_stop_it(done):
     }
 
 
+def test_one_notebook_alone_runs_with_what_it_reads_and_the_site_waits_for_the_rest(done):
+    done.add_cell("01_draw", "1")
+    done.add_cell("03_show", "1")
+    page = done.paths.appendix / "03_show.html"
+    before = page.read_bytes()
+    ran, said = go(done, only="02")
+    assert ran == ["01_draw"]  # its rerun gave the same artifacts
+    assert "The site waits for 03_show." in said and page.read_bytes() == before
+    assert "03_show" not in re.sub(r"waits for 03_show|03_show +\d.*kept", "", said)
+
+
 def test_an_error_of_ours_is_its_message_alone(toy, capsys):
     toy.add_cell("01_draw", "load_profile('nowhere')")
     with pytest.raises(ExecutionError) as caught:
@@ -178,10 +189,25 @@ def test_the_kernel_is_this_interpreter_offline_and_without_the_users_settings(t
     names = ["HF_HUB_OFFLINE", "TOKENIZERS_PARALLELISM", "OMP_WAIT_POLICY", "PYTHONHASHSEED", "IPYTHONDIR"]
     values = f"[sys.executable, os.getcwd(), *map(os.environ.get, {names})]"
     toy.add_cell("01_draw", f"import os, sys\nwrite_json(paths.data / 'draw' / 'here.json', {values})")
+    toy.add_cell("01_draw", HOLDS_LOCK)
     go(toy, stages=ONE)
     found = json.loads((toy.paths.data / "draw" / "here.json").read_text())
     assert found == [sys.executable, str(toy.root), "1", "false", "PASSIVE", "0", str(toy.root / "build" / "ipython")]
+    assert json.loads((toy.paths.data / "draw" / "holds_lock.json").read_text())
     assert "HF_HUB_OFFLINE" not in os.environ
+
+
+# A kernel that outlives a killed run must keep the next run waiting: it holds the lock's descriptor.
+HOLDS_LOCK = """
+def inode(descriptor):
+    try:
+        return os.fstat(descriptor).st_ino
+    except OSError:
+        return None
+
+lock = (paths.data / ".lock").stat().st_ino
+write_json(paths.data / "draw" / "holds_lock.json", lock in map(inode, range(256)))
+"""
 
 
 @pytest.mark.parametrize(

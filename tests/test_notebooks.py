@@ -7,10 +7,18 @@ import pytest
 from toy import HEADER, PARAMETERS, ROOT
 
 from helpers.notebooks import NotebookError, parameter_names, read_source
-from helpers.stages import STAGES, Stage
+from helpers.stages import BASE_MODEL, KNOWLEDGE, STAGES, Stage
 
 CELLS, CODE_LINES, FUNCTION_LINES = 25, 150, 10
 SHARED_FOLDERS = ("findings",)
+# What these functions read below data/embedded: whoever calls them depends on it.
+EMBEDDED = {
+    "load_base": BASE_MODEL,
+    "load_base_tokenizer": BASE_MODEL,
+    "base_folder": BASE_MODEL,
+    "collect": KNOWLEDGE,
+    "collect_items": KNOWLEDGE,
+}
 
 
 def code_cells(notebook) -> list[str]:
@@ -73,7 +81,10 @@ def function_breaches(tree) -> list[str]:
 def reading_breaches(tree, stage, stages) -> list[str]:
     """Sections of the profile and folders of earlier stages that the stage does not declare."""
     folders = {folder: other.name for other in stages for folder in other.outputs}
-    found = []
+    read = {name for call in calls(tree, *EMBEDDED) for name in EMBEDDED[call.func.id]}
+    found = [
+        f"reads data/embedded/{name}, which its stage does not declare" for name in sorted(read - {*stage.embedded})
+    ]
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == "profile":
             if node.attr not in (*stage.sections, "name"):
@@ -154,6 +165,7 @@ def test_a_good_notebook_has_no_breach(tmp_path):
         ("f(profile)\n", "hands the whole profile on, so that nobody sees which sections are read"),
         ('paths.data / "far" / "a"\n', "reads or writes data/far, which its stage does not declare"),
         ('paths.data / "nowhere"\n', "reads or writes data/nowhere, which its stage does not declare"),
+        ("load_base(profile.model, paths)\n", "reads data/embedded/models/base, which its stage does not declare"),
         ('save_figure("04_map", x)\n', "figure 04_map is not followed by a paragraph computed in this run"),
         (
             'save_figure("04_map", x)\n\n# %%\nparagraph("It is high.")\n',
