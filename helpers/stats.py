@@ -102,6 +102,16 @@ def layer_effects(effects: pd.DataFrame) -> pd.DataFrame:
     return table.assign(effect=table["numerator"] / table["scale"])[[*groups, "item_id", "layer", "effect"]]
 
 
+def layer_formula(effects: pd.DataFrame, *, coding: str = "Treatment") -> str:
+    """`effect` by layer, kind, their interaction and seed; a factor that has one level in this run is left out."""
+    factors = {name: f"C({name}, {coding})" for name in ("layer", "kind", "seed") if effects[name].nunique() > 1}
+    crossed = " * ".join(factors[name] for name in ("layer", "kind") if name in factors)
+    terms = [term for term in (crossed, factors.get("seed")) if term]
+    if not terms:
+        raise StatisticsError("Layer, kind and seed all have a single level, so there is nothing to compare.")
+    return f"effect ~ {' + '.join(terms)}"
+
+
 def wald_tests(table: pd.DataFrame, formula: str, *, item: str) -> pd.DataFrame:
     """Joint Wald χ² test of every term of a mixed model with a random intercept per item: term, chi2, df, p_value."""
     fit = _fit(table, formula, item)
@@ -120,9 +130,9 @@ def wald_tests(table: pd.DataFrame, formula: str, *, item: str) -> pd.DataFrame:
 
 
 def readable_terms(coefficients: pd.DataFrame) -> pd.DataFrame:
-    """Coefficients with their terms as a reader says them: `C(layer)[T.3]:C(kind)[T.x]` becomes `layer 3 : kind x`."""
-    terms = coefficients["term"].str.replace(r"C\((\w+)\)\[(?:T\.)?([^\]]+)\]", r"\1 \2", regex=True)
-    return coefficients.assign(term=terms.str.replace(":", " : "))
+    """Terms as a reader says them: `C(layer, Sum)[S.3]` becomes `layer 3`, and a product gets a ×."""
+    terms = coefficients["term"].str.replace(r"C\((\w+), \w+\)(?:\[(?:[TS]\.)?([^\]]+)\])?", r"\1 \2", regex=True)
+    return coefficients.assign(term=terms.str.replace(r"\s*:\s*", " × ", regex=True).str.strip())
 
 
 def _fit(table: pd.DataFrame, formula: str, item: str):

@@ -32,7 +32,7 @@ from helpers.config import Paths, load_profile
 from helpers.experiment import by_role
 from helpers.figures import save_figure
 from helpers.report import chi_square, paragraph, save_findings, table, with_interval
-from helpers.stats import layer_effects, mixed_model, readable_terms, recovery_intervals, wald_tests
+from helpers.stats import layer_effects, layer_formula, mixed_model, readable_terms, recovery_intervals, wald_tests
 
 profile = load_profile(profile_name, overrides)
 paths = Paths(profile.name)
@@ -53,9 +53,8 @@ draw = partial(save_figure, paths=paths, plumbing=profile.model.plumbing, seed=p
 denoised = tuned[tuned["direction"] == "denoising"]
 sites = denoised[(denoised["component"] == "mlp_out") & (denoised["role"] == "all")]
 responses = layer_effects(sites[sites["arm"] == "real"])
-factors = "C(layer{0}) * C(kind{0})" + (" + C(seed{0})" if responses["seed"].nunique() > 1 else "")
-coefficients = mixed_model(responses, f"effect ~ {factors.format('')}", item="item_id")
-tests = wald_tests(responses, f"effect ~ {factors.format(', Sum')}", item="item_id")  # sums: main effects are means
+coefficients = mixed_model(responses, layer_formula(responses), item="item_id")
+tests = wald_tests(responses, layer_formula(responses, coding="Sum"), item="item_id")  # sums: main effects are means
 write_table(paths.data / "statistics" / "mixed_model.parquet", coefficients)
 write_table(paths.data / "statistics" / "wald_tests.parquet", tests)
 table(tests)
@@ -67,14 +66,13 @@ caption = "Fixed effects of the mixed model with their 95 % intervals; the unit 
 draw("08_mixed_model", shown, drawing="forest", xlabel=label, caption=caption)
 
 # %%
-terms = tests.set_index(tests["term"].str.replace(", Sum", ""))
+tested = readable_terms(tests[tests["term"] != "Intercept"])
+said = [f"{row['term']} {chi_square(row)}" for _, row in tested.iterrows()]
 settled = "" if coefficients["converged"].all() else "The fit did not converge, so these numbers are provisional."
 mixed_text = f"""
-Over {responses["item_id"].nunique()} real items and {responses["seed"].nunique()} seeds, layers differ with
-{chi_square(terms.loc["C(layer)"])}; the profile over layers differs between kinds with
-{chi_square(terms.loc["C(layer):C(kind)"])}. {settled} A layer effect says that depth matters in this model; it would be
-there in any network whose layers are not interchangeable, and by itself says nothing about where knowledge is
-stored."""
+Over {responses["item_id"].nunique()} real items and {responses["seed"].nunique()} seeds, the joint tests say:
+{"; ".join(said)}. {settled} A layer effect says that depth matters in this model; it would be there in any network
+whose layers are not interchangeable, and by itself says nothing about where knowledge is stored."""
 paragraph(mixed_text)
 
 # %% [markdown]

@@ -217,5 +217,5 @@ def test_heads_are_apart_from_roles(table):
 def test_networks_and_seeds_are_not_averaged_into_one(table):
     both = pd.concat([table.assign(network="tuned", seed=0), table.assign(network="tuned", seed=1, numerator=0.0)])
     roles = by_role(both)
-    assert len(roles) == 8 and (roles[roles["seed"] == 1]["numerator"] == 0).all()
+    assert len(roles) == 10 and (roles[roles["seed"] == 1]["numerator"] == 0).all()
     assert (roles[roles["seed"] == 0]["numerator"] != 0).all()

@@ -10,8 +10,10 @@ from helpers.stats import (
     StatisticsError,
     bootstrap_interval,
     layer_effects,
+    layer_formula,
     mixed_model,
     ratio_of_means,
+    readable_terms,
     recovery_intervals,
     wald_tests,
 )
@@ -243,3 +245,29 @@ def test_effects_without_a_unit_are_refused(two_kinds):
     two_kinds.loc[two_kinds["item_id"] == "y", "denominator"] = -2.0
     with pytest.raises(StatisticsError, match="exactly 0"):
         layer_effects(two_kinds)
+
+
+def test_formula_leaves_out_factors_of_one_level_and_terms_are_readable():
+    rng = np.random.default_rng(5)
+    rows = [(i, layer, "ab"[i % 2], seed, rng.normal()) for i in range(8) for layer in range(2) for seed in range(2)]
+    table = pd.DataFrame(rows, columns=["item_id", "layer", "kind", "seed", "effect"])
+    assert layer_formula(table, coding="Sum") == "effect ~ C(layer, Sum) * C(kind, Sum) + C(seed, Sum)"
+    one_kind = table[(table["kind"] == "a") & (table["seed"] == 0)]
+    assert layer_formula(one_kind) == "effect ~ C(layer, Treatment)"
+    with pytest.raises(StatisticsError, match="single level"):
+        layer_formula(one_kind[one_kind["layer"] == 0])
+    found = readable_terms(wald_tests(table, layer_formula(table, coding="Sum"), item="item_id"))
+    assert list(found["term"]) == ["Intercept", "layer", "kind", "seed", "layer × kind"]
+    coefficients = readable_terms(mixed_model(table, layer_formula(table), item="item_id"))
+    assert list(coefficients["term"]) == ["Intercept", "layer 1", "kind b", "seed 1", "layer 1 × kind b"]
+
+
+def test_sum_coding_tests_main_effects_as_means_over_the_other_factor():
+    """A layer effect that is opposite in the two kinds has no main effect, only an interaction."""
+    rng = np.random.default_rng(6)
+    rows = [(i, s, "ab"[i % 2], (1 if i % 2 else -1) * s + 0.1 * rng.normal()) for i in range(40) for s in range(2)]
+    table = pd.DataFrame(rows, columns=["item_id", "layer", "kind", "effect"]).assign(seed=0)
+    tests = readable_terms(wald_tests(table, layer_formula(table, coding="Sum"), item="item_id")).set_index("term")
+    assert tests.loc["layer", "chi2"] < 10 < 1000 < tests.loc["layer × kind", "chi2"]
+    treated = wald_tests(table, layer_formula(table), item="item_id").set_index("term")
+    assert treated.loc["C(layer, Treatment)", "chi2"] > 1000  # the effect in the reference kind alone
