@@ -55,17 +55,21 @@ PUBLISHED_ITEMS = (
 
 
 def visited_modules(model) -> dict[str, str]:
-    """Name and class of every module that is patched, in forward order of their names.
+    """Name and class of every module that is patched, in the order of the forward pass.
 
     All `nn.Linear` and `Conv1D` modules, and the bottlenecks: token embedding, dropout after it, every block, ln_f.
     """
     bottleneck = {"transformer.wte", "transformer.drop", "transformer.ln_f"}
     bottleneck |= {f"transformer.h.{layer}" for layer in range(model.config.n_layer)}
-    return {
+    found = {
         name: type(module).__name__
         for name, module in model.named_modules()
         if isinstance(module, (nn.Linear, Conv1D)) or name in bottleneck
     }
+    names = list(found)
+    # Modules are named before what they hold, and their outputs come after it.
+    last = {name: max(i for i, n in enumerate(names) if f"{n}.".startswith(f"{name}.")) for name in names}
+    return {name: found[name] for name in sorted(names, key=lambda name: (last[name], -len(name)))}
 
 
 def by_construction(name: str, kind: str) -> bool:
@@ -127,13 +131,11 @@ def published_sweep(model, tokenizer, item: PublishedItem) -> pd.DataFrame:
 
 
 def _record(network: NNsight, tokens: torch.Tensor, modules: dict[str, str]) -> dict[str, torch.Tensor]:
-    recorded = {}
+    recorded: dict[str, torch.Tensor] = {}
     with torch.no_grad():
-        for name in modules:  # one trace each: the names are not in the order of the forward pass
-            module = network.get(name)
-            with network.trace(tokens, use_cache=False):
-                output = module.output.clone().save()
-            recorded[name] = output
+        with network.trace(tokens, use_cache=False):
+            for name in modules:
+                recorded[name] = network.get(name).output.clone().save()
     return recorded
 
 

@@ -122,9 +122,9 @@ identities = sweep[sweep["by_construction"]].dropna(subset="recovery")
 error, sites = (identities["recovery"] - 1).abs().max(), sweep["site"].nunique()
 construction_text = f"""
 {identities["site"].nunique()} of the {sites} modules are such sites: embedding, every block, the last layer norm and
-the unembedding. Over {identities["network"].nunique()} networks, trained and untrained, and both directions, their
-recovery differs from 1 by at most {error:.0g}. The study reports 100 % at the final output layer and reads it as
-“definitional knowledge is localised”; the same 100 % is found here in networks that were never trained."""
+the unembedding. Over {identities["network"].nunique()} networks, trained and untrained, and both directions, the
+largest deviation of their recovery from 1 is {error:.0g}. The study reports 100 % at the final output layer and reads
+it as “definitional knowledge is localised”; the same 100 % is found here in networks that were never trained."""
 paragraph(construction_text)
 
 # %% [markdown]

@@ -112,11 +112,14 @@ draw("04_noising", noising, drawing="heatmaps", label="share destroyed", caption
 # %%
 both = inner.pivot_table("recovery", ["kind", "component", "layer", "role"], "direction", observed=True)
 rank, gap = both.corr(method="spearman").iloc[0, 1], (both["denoising"] - both["noising"]).abs()
-kind, component, layer, role = gap.idxmax()
+(kind, component, layer, role), widest = gap.idxmax(), both.loc[gap.idxmax()]
+lesson = (
+    "sufficient and necessary are two questions" if gap.max() > 0.1 else "here, what is sufficient is also necessary"
+)
 paragraph(f"""
-Over all attention and MLP sites the two directions correlate at {rank:.2f} (Spearman). They disagree most for {kind}
-items at {component} {layer}, {role.replace("_", " ")} ({both.loc[gap.idxmax(), "denoising"]:.2f} recovered,
-{both.loc[gap.idxmax(), "noising"]:.2f} destroyed): sufficient and necessary are two questions.""")
+Over all attention and MLP sites the two directions correlate at {rank:.2f} (Spearman). They differ most for {kind}
+items at {component} {layer}, {role.replace("_", " ")} ({widest["denoising"]:.2f} recovered, {widest["noising"]:.2f}
+destroyed): {lesson}.""")
 
 # %% [markdown]
 # ## Definitional against associative, with intervals
@@ -166,12 +169,11 @@ logits = first.groupby(["network", "kind"])["denominator"].mean().rename("clean 
 table(null.merge(logits, on=["network", "kind"]), digits=2)
 
 # %%
-undefined = " and ".join(null[~null["defined"]]["network"].unique())
 said = [f"{r['network']}, {r['kind']}: {with_interval(r)}" for _, r in null.iterrows()]
 null_text = f"""The first feed-forward layer, patched at all positions, recovers by network: {"; ".join(said)}.
 The study reports 56 % for it, from one item."""
-if undefined:
-    null_text += f""" Where the network does not know the facts ({undefined}) there is no difference to recover, so its
-    recovery is undefined and only un-normalised effects may be compared."""
+if not null["defined"].all():
+    null_text += """ Undefined means that the network does not know these facts well enough for a difference to recover:
+    only un-normalised effects may be compared there."""
 paragraph(null_text)
 save_findings(paths, "04_clap", {"Where recall flows": peak_text, "The nulls": null_text})
