@@ -165,7 +165,9 @@ def train_run(folder: Path, *, key: str, model, tokenizer, configuration: Config
     training["log"](f"saved after {time.monotonic() - started:.0f} s")
     write_bytes(folder / "README.md", _card(configuration, seed, history).encode())
     write_json(record, {"key": key, "history": history.to_dict("records")})  # last: its presence says the run is whole
-    return history, model
+    return pd.DataFrame(
+        read_json(record)["history"]
+    ), model  # the same table, to the order of columns, as a rerun reads
 
 
 def precision_used(configuration: Configuration) -> str:

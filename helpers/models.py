@@ -68,6 +68,7 @@ def load_base_tokenizer(settings: Model, paths: Paths) -> PreTrainedTokenizerFas
 def load_model(folder: Path):
     """A model and its tokenizer from a local folder; raises ModelError when the folder does not hold one."""
     disable_progress_bar()
+    tokenizer = load_tokenizer(folder)
     if not (folder / "config.json").is_file():
         raise ModelError(
             f"{folder} holds no model (no config.json): give the folder of a saved GPT-2, or run `make base-model`."
@@ -75,11 +76,13 @@ def load_model(folder: Path):
     model = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, local_files_only=True, use_safetensors=True
     )
-    return model.eval(), load_tokenizer(folder)
+    return model.eval(), tokenizer
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     """The tokenizer of a local folder, with end-of-text as its padding token, as the study had it."""
+    if not folder.is_dir():
+        raise ModelError(f"There is no folder {folder}: give the folder of a saved GPT-2, or run `make base-model`.")
     if not (folder / "tokenizer.json").is_file() and not (folder / "vocab.json").is_file():
         raise ModelError(f"{folder} holds no tokenizer (no tokenizer.json, no vocab.json): save one beside the model.")
     return _complete(AutoTokenizer.from_pretrained(folder, local_files_only=True))

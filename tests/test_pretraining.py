@@ -80,7 +80,7 @@ def test_the_base_reads_new_records_about_the_same_facts(real, wordings):
 
 def test_the_tokenizer_reads_both_corpora_and_the_published_item(real):
     texts = tokenizer_texts(PATHS, SMALL)
-    assert all(texts.count(text) == 20 for text in PUBLISHED_TEXTS)
+    assert all(texts.count(text) == 100 for text in PUBLISHED_TEXTS)
     joined = "\n".join(texts)
     assert all(fact.answer in joined and fact.subject in joined for fact in real)
     words = set(" ".join(PUBLISHED_TEXTS).replace("?", " ").replace(".", " ").lower().split())
