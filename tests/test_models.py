@@ -133,12 +133,12 @@ def test_a_digest_tells_models_apart(tmp_path, tokenizer):
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path, tokenizer):
-    with pytest.raises(ModelError, match=r"nowhere holds no model \(no config.json\): give the folder"):
+    with pytest.raises(ModelError, match=r"There is no folder .*nowhere: give the folder of a saved GPT-2"):
         load_model(tmp_path / "nowhere")
     tokenizer.save_pretrained(tmp_path / "bare")
     with pytest.raises(ModelError, match="bare holds no model"):
         load_model(tmp_path / "bare")
-    with pytest.raises(ModelError, match="missing holds no model"):
+    with pytest.raises(ModelError, match="There is no folder .*missing"):
         load_base(settings(str(tmp_path / "missing")), PATHS)
 
 
