@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -116,20 +116,3 @@ def sha256_tree(paths: Iterable[Path], root: Path) -> dict[str, str]:
 def fingerprint(value: object) -> str:
     """Digest of any JSON-able value, independent of the order of its keys."""
     return sha256_bytes(json.dumps(value, sort_keys=True, default=str).encode())
-
-
-def resume_or(path: Path, key: str, make: Callable[[], object]):
-    """Return `path`'s JSON value when it was made under the same `key`; else make it and write it.
-
-    Long stages keep their finished parts this way: a rerun after a crash redoes only what is missing.
-    """
-    if path.is_file():
-        try:
-            stored = read_json(path)
-        except ArtifactError:
-            stored = None  # a damaged part is redone, not trusted
-        if isinstance(stored, dict) and stored.get("key") == key:
-            return stored["value"]
-    value = make()
-    write_json(path, {"key": key, "value": value})
-    return value

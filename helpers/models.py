@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
 
-from helpers.artifacts import new_folder, sha256_tree
+from helpers.artifacts import new_folder
 from helpers.config import Model, Paths
 
 
@@ -144,8 +144,3 @@ def untrained_twin(model, *, seed: int):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return type(model)(copy.deepcopy(model.config)).to(model.device).eval()
-
-
-def model_digest(folder: Path) -> dict[str, str]:
-    """sha256 of every file of a saved model."""
-    return sha256_tree([folder], folder)

@@ -1,6 +1,5 @@
 """Artifacts are whole or absent: a write cut short at any moment leaves the old one."""
 
-import json
 import subprocess
 import sys
 
@@ -14,7 +13,6 @@ from helpers.artifacts import (
     new_folder,
     read_json,
     read_table,
-    resume_or,
     sha256_bytes,
     sha256_file,
     sha256_tree,
@@ -103,15 +101,3 @@ def test_hashes(tmp_path):
     assert sha256_bytes(b"") == sha256_file(tmp_path / "a") == empty
     assert sha256_tree([tmp_path], tmp_path) == {"a": empty, "deep/b": empty}
     assert fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1}) != fingerprint({"a": 2, "b": 1})
-
-
-def test_a_part_is_made_once_per_key_and_again_when_damaged(tmp_path):
-    path, made = tmp_path / "part.json", []
-
-    def make():
-        made.append(1)
-        return len(made)
-
-    assert [resume_or(path, "k", make), resume_or(path, "k", make), resume_or(path, "other", make)] == [1, 1, 2]
-    path.write_text(json.dumps({"key": "other"})[:-3])
-    assert resume_or(path, "other", make) == 3

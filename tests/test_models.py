@@ -8,6 +8,7 @@ import torch
 from toy import ROOT
 
 from helpers import models
+from helpers.artifacts import sha256_tree
 from helpers.config import Model, Paths
 from helpers.models import (
     ModelError,
@@ -16,7 +17,6 @@ from helpers.models import (
     load_base_tokenizer,
     load_model,
     load_tokenizer,
-    model_digest,
     random_model,
     save_model,
     untrained_twin,
@@ -117,17 +117,17 @@ def test_half_precision_is_for_the_file_alone(tmp_path, tokenizer):
 def test_a_model_that_cannot_be_saved_leaves_the_old_one(tmp_path, tokenizer):
     model = tiny(vocabulary=len(tokenizer))
     save_model(model, tokenizer, tmp_path / "run")
-    digest = model_digest(tmp_path / "run")
+    digest = sha256_tree([tmp_path / "run"], tmp_path / "run")
     with pytest.raises(AttributeError):
         save_model(tiny(seed=1, vocabulary=len(tokenizer)), None, tmp_path / "run")  # dies after the weights
-    assert model_digest(tmp_path / "run") == digest
+    assert sha256_tree([tmp_path / "run"], tmp_path / "run") == digest
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 def test_a_digest_tells_models_apart(tmp_path, tokenizer):
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         save_model(tiny(seed, len(tokenizer)), tokenizer, tmp_path / name)
-    one, same, other = (model_digest(tmp_path / name) for name in "abc")
+    one, same, other = (sha256_tree([tmp_path / name], tmp_path / name) for name in "abc")
     assert one == same
     assert {name for name in one if one[name] != other[name]} == {"model.safetensors"}
 
