@@ -103,12 +103,12 @@ class Items:
 
 @dataclass(frozen=True)
 class Patching:
-    """What is swept, and how many rows one forward pass may hold."""
+    """What is swept, and how many rows one forward pass may hold; what the free memory allows when that is null."""
 
     components: tuple[str, ...]
     directions: tuple[str, ...]
     untrained_networks: int
-    row_budget: int
+    row_budget: int | None
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 import pandas as pd
 
 from helpers.config import Items, Patching
+from helpers.metrics import normalise, with_effects
 from helpers.pairs import PromptPair, symmetric_replacement
 from helpers.patching import measure_runs, sweep
+from helpers.values import OTHER_RUN, Value
 
 ROLE_ORDER = ("prefix", "subject_first", "subject_middle", "subject_last", "relation", "last", "all")
 
@@ -67,34 +69,21 @@ def why_excluded(excluded: pd.DataFrame) -> pd.DataFrame:
 
 
 def measure_effects(
-    model,
-    pairs: Sequence[PromptPair],
-    *,
-    settings: Patching,
-    directions: Sequence[str],
-    source_model=None,
+    model, pairs: Sequence[PromptPair], *, settings: Patching, directions: Sequence[str], value: Value = OTHER_RUN
 ) -> pd.DataFrame:
     """Sweep the profile's components at each position, and attention, MLPs and heads at all positions together.
 
-    One row per patch of one pair. Columns of `patching.sweep` and: clean, corrupted (logit differences of the
-    un-patched runs), numerator and denominator of the effect. The residual stream is not patched at all positions: it
-    would recover 1 by construction. Denoising: (patched − corrupted) / (clean − corrupted). Noising: (clean −
-    patched) / (clean − corrupted). Both in logits; the ratio is taken later, of means.
+    One row per patch of one pair. Columns of `patching.sweep` and of `metrics.with_effects`, in logits: the ratio is
+    taken later, of means. The residual stream is not patched at all positions: it would recover 1 by construction.
     """
     tables = []
     for direction in directions:
-        options = {"direction": direction, "row_budget": settings.row_budget, "source_model": source_model}
+        options = {"direction": direction, "row_budget": settings.row_budget, "value": value}
         tables.append(sweep(model, pairs, components=settings.components, **options))
         whole = [component for component in settings.components if not component.startswith("resid")]
         tables.append(sweep(model, pairs, components=[*whole, "head_out"], positions="all", **options))
     runs = measure_runs(model, pairs, metrics=("logit_difference",), row_budget=settings.row_budget)
-    ends = runs.pivot(index="pair", columns="run", values="logit_difference")
-    effects = pd.concat(tables, ignore_index=True).join(ends, on="pair")
-    restored = effects["logit_difference"] - effects["corrupted"]
-    destroyed = effects["clean"] - effects["logit_difference"]
-    effects["numerator"] = restored.where(effects["direction"] == "denoising", destroyed)
-    effects["denominator"] = effects["clean"] - effects["corrupted"]
-    return effects
+    return with_effects(pd.concat(tables, ignore_index=True), runs)
 
 
 def by_role(effects: pd.DataFrame) -> pd.DataFrame:
@@ -114,17 +103,10 @@ def by_role(effects: pd.DataFrame) -> pd.DataFrame:
 
 
 def role_recovery(effects: pd.DataFrame) -> pd.DataFrame:
-    """Recovery per direction, kind, component, layer and role: a ratio of means over the pairs, as heatmaps show it."""
-    keys = ["direction", "kind", "component", "role", "layer"]
-    return _ratio(by_role(effects[effects["role"] != "all"]), keys)
+    """Recovery per direction, kind, component, role (in reading order) and layer, as heatmaps show it."""
+    return normalise(by_role(effects[effects["role"] != "all"]), by=["direction", "kind", "component", "role", "layer"])
 
 
 def head_recovery(effects: pd.DataFrame) -> pd.DataFrame:
     """Recovery per direction, kind and head, its output patched at all positions."""
-    return _ratio(effects[effects["component"] == "head_out"], ["direction", "kind", "layer", "head"])
-
-
-def _ratio(effects: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
-    means = effects.groupby(keys, observed=True, as_index=False)[["numerator", "denominator"]].mean()
-    recovery = means["numerator"] / means["denominator"]
-    return means.assign(recovery=recovery).drop(columns=["numerator", "denominator"])
+    return normalise(effects[effects["component"] == "head_out"], by=["direction", "kind", "layer", "head"])

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
@@ -68,77 +67,62 @@ def check_metrics(metrics: Sequence[str]) -> None:
         raise MetricError(f"metrics must be a sequence of names among {', '.join(METRICS)}, not {metrics!r}.")
 
 
-def recovery(patched, clean, corrupted) -> float:
-    """The share of the clean–corrupted difference that patching restored: 0 as the corrupted run, 1 as the clean one.
+def with_effects(sweep: pd.DataFrame, runs: pd.DataFrame, *, metric: str = "logit_difference") -> pd.DataFrame:
+    """A sweep with the effect of every patch, in the unit of `metric`: adds clean, corrupted, numerator, denominator.
 
-    (mean patched − mean corrupted) / (mean clean − mean corrupted), each mean over the pairs, `(pairs,)`: Zhang & Nanda
-    2.1, a ratio of means. Raises MetricError for no pair, for NaN, or when the two means are equal.
+    `sweep` is a result of `patching.sweep`, `runs` of `patching.measure_runs` for the same pairs. The numerator is what
+    denoising restores, patched − corrupted, or what noising destroys, clean − patched; the denominator is
+    clean − corrupted. Raises MetricError when a column or a pair is missing, or a value is NaN.
     """
-    arrays = {"patched": patched, "clean": clean, "corrupted": corrupted}
-    arrays = {name: np.asarray(values, dtype=float).ravel() for name, values in arrays.items()}
-    sizes = {name: values.size for name, values in arrays.items()}
-    if len(set(sizes.values())) != 1 or not sizes["patched"]:
-        raise MetricError(f"recovery needs the same pairs in its three runs, and at least one; it was given {sizes}.")
-    for name, values in arrays.items():
-        if bad := int(np.isnan(values).sum()):
-            raise MetricError(f"{bad} of {values.size} {name} values are NaN: find the pair whose run gave no number.")
-    means = {name: values.mean() for name, values in arrays.items()}
-    denominator = means["clean"] - means["corrupted"]
-    if denominator == 0:
-        raise MetricError(
-            f"The clean and corrupted means are both {means['clean']:g}, so there is no difference to recover: "
-            "compare the un-normalised effects instead."
-        )
-    return float((means["patched"] - means["corrupted"]) / denominator)
+    _check_table("sweep", sweep, {"pair", "direction", metric}, metric)
+    _check_table("runs", runs, {"pair", "run", metric}, metric)
+    ends = _ends(runs, metric)
+    if absent := sorted(set(sweep["pair"]) - set(ends.index)):
+        raise MetricError(f"The runs of the pair {absent[0]} are not measured ({len(absent)} pairs in all).")
+    effects = sweep.join(ends, on="pair")
+    restored, destroyed = effects[metric] - effects["corrupted"], effects["clean"] - effects[metric]
+    effects["numerator"] = restored.where(effects["direction"] == "denoising", destroyed)
+    return effects.assign(denominator=effects["clean"] - effects["corrupted"])
+
+
+def normalise(effects: pd.DataFrame, *, by: Sequence[str]) -> pd.DataFrame:
+    """Recovery group by group, a ratio of means over pairs: one row per combination of the `by` columns, sorted.
+
+    `effects` has the columns pair, direction, numerator, denominator. Columns: those of `by`, quantity, recovery,
+    numerator, denominator, pairs. Denoising rows tell the share *recovered*, noising rows the share *destroyed*;
+    `quantity` says which. Several rows of one pair in a group (the middle tokens of a subject, the heads of a layer,
+    training seeds) are first averaged within the pair, so that every pair weighs the same. Recovery is NaN where the
+    denominator is exactly 0. Raises MetricError when a group would mix the directions, or a column is missing.
+    """
+    by = list(by)
+    _check_table("effects", effects, {*by, "pair", "direction", "numerator", "denominator"}, "numerator")
+    if "direction" not in by and effects["direction"].nunique() > 1:
+        raise MetricError("The table holds both directions and they must not be averaged: put 'direction' into `by`.")
+    keys = [*by, *({"direction"} - set(by))]
+    options = {"as_index": False, "dropna": False, "observed": True}
+    parts = ["numerator", "denominator"]
+    per_pair = effects.groupby([*keys, *({"pair"} - set(by))], **options)[parts].mean()
+    per_pair = per_pair.assign(pairs=1)
+    groups = per_pair.groupby(keys, **options)
+    table = groups.agg(numerator=("numerator", "mean"), denominator=("denominator", "mean"), pairs=("pairs", "size"))
+    table["recovery"] = table["numerator"] / table["denominator"].where(table["denominator"] != 0)
+    table["quantity"] = table["direction"].map(QUANTITIES)
+    return table[[*by, "quantity", "recovery", *parts, "pairs"]]
 
 
 def recovery_table(
     sweep: pd.DataFrame, runs: pd.DataFrame, *, by: Sequence[str], metric: str = "logit_difference"
 ) -> pd.DataFrame:
-    """Effects of a sweep, normalised group by group: one row per combination of the `by` columns.
+    """Effects of a sweep, normalised group by group: `with_effects`, then `normalise`."""
+    return normalise(with_effects(sweep, runs, metric=metric), by=by)
 
-    `sweep` is a result of `patching.sweep`, `runs` of `patching.measure_runs` for the same pairs. Columns: those of
-    `by`, quantity, recovery, numerator, denominator, pairs. Denoising rows tell the share *recovered*,
-    (mean patched − mean corrupted) / (mean clean − mean corrupted); noising rows the share *destroyed*,
-    (mean clean − mean patched) / (mean clean − mean corrupted); `quantity` says which. Several rows of one pair in a
-    group (the middle tokens of a subject, the heads of a layer) are first averaged within the pair, so that every pair
-    weighs the same. Recovery is NaN where the denominator is exactly 0. Raises MetricError when a group would mix the
-    directions, a column or a pair is missing, or a value is NaN.
-    """
-    by = list(by)
-    for name, table, columns in (
-        ("sweep", sweep, {*by, "pair", "direction", metric}),
-        ("runs", runs, {"pair", "run", metric}),
-    ):
-        if missing := sorted(columns - set(table.columns)):
-            raise MetricError(
-                f"The {name} table has no column {', '.join(missing)}; it has {', '.join(table.columns)}."
-            )
-        if table[metric].isna().any():
-            pairs = table.loc[table[metric].isna(), "pair"].unique()
-            raise MetricError(
-                f"{metric} is NaN in the {name} table for the pair {pairs[0]} ({len(pairs)} pairs in all)."
-            )
-    if "direction" not in by and sweep["direction"].nunique() > 1:
-        raise MetricError("The sweep holds both directions and they must not be averaged: put 'direction' into `by`.")
-    ends = _ends(runs, metric)
-    if absent := sorted(set(sweep["pair"]) - set(ends.index)):
-        raise MetricError(f"The runs of the pair {absent[0]} are not measured ({len(absent)} pairs in all).")
-    keys = [*by, *({"direction"} - set(by))]
-    rows_of_pair = [*keys, *({"pair"} - set(by))]
-    per_pair = sweep.groupby(rows_of_pair, sort=False, dropna=False)[metric].mean().rename("patched").reset_index()
-    per_pair = per_pair.join(ends, on="pair")
-    means = per_pair.groupby(keys, sort=False, dropna=False).agg(
-        patched=("patched", "mean"), clean=("clean", "mean"), corrupted=("corrupted", "mean"), pairs=("patched", "size")
-    )
-    table = means.reset_index()
-    denoising = table["direction"] == "denoising"
-    restored, removed = table["patched"] - table["corrupted"], table["clean"] - table["patched"]
-    table["numerator"] = restored.where(denoising, removed)
-    table["denominator"] = table["clean"] - table["corrupted"]
-    table["recovery"] = table["numerator"] / table["denominator"].where(table["denominator"] != 0)
-    table["quantity"] = table["direction"].map(QUANTITIES)
-    return table[[*by, "quantity", "recovery", "numerator", "denominator", "pairs"]]
+
+def _check_table(name: str, table: pd.DataFrame, columns: set[str], values: str) -> None:
+    if missing := sorted(columns - set(table.columns)):
+        raise MetricError(f"The {name} table has no column {', '.join(missing)}; it has {', '.join(table.columns)}.")
+    if table[values].isna().any():
+        pairs = table.loc[table[values].isna(), "pair"].unique()
+        raise MetricError(f"{values} is NaN in the {name} table for the pair {pairs[0]} ({len(pairs)} pairs in all).")
 
 
 def _ends(runs: pd.DataFrame, metric: str) -> pd.DataFrame:

@@ -2,49 +2,52 @@
 
 Context
 -------
-A pair has a clean and a corrupted prompt, and the model answers them differently. Patching runs the
-model on one of them (the *base*) while one activation is replaced by what the same site held in the run on the other
-(the *source*), and asks how the answer moves. The direction is part of every result:
+A pair has a clean and a corrupted prompt, and the model answers them differently. Patching runs the model on one of
+them (the *base*) while one activation is replaced by what the same site held in the run on the other (the *source*),
+and asks how the answer moves. The direction is part of every result:
 
     denoising   clean activation into the corrupted run: is this site *sufficient* to bring the clean answer back?
     noising     corrupted activation into the clean run: is this site *necessary* to keep it?
 
 The two are not mirror images: two redundant sites are each sufficient, and neither is necessary. A window of adjacent
-layers is patched jointly, as ROME does. In *cross-model* patching the source is another model's run of the *same*
-prompt: both models read the base prompt of the direction (corrupted for denoising, clean for noising), and the
-activations of `source_model` go into `model`.
+layers is patched jointly, as ROME does; a set of sites is any collection of them, patched together. What is written
+need not be the other run's activation: `helpers.values` has another model's, zeros, a mean, and a resampled prompt's.
+The corrupted run need not be the corrupted prompt's: `helpers.noise` adds Gaussian noise to the clean one's embeddings.
 
 A patch of resid_pre or resid_post at all positions determines everything after it: it reproduces the source run in any
 network, trained or not. Such rows are a unit test of this module and never a finding.
 
-Rows that join
---------------
-The tutorial form runs one forward pass per patch, and in each of them the blocks below
-the patch only recompute the base run. Here every patch of every pair is one *row* of a large batch, and joins it at
-the first block that it changes: until then its residual stream *is* the base run's, which was recorded once. In one
-trace, at the input of block l,
+The staircase
+-------------
+The tutorial form runs one forward pass per patch. Of the blocks it computes, those below the patch repeat the base
+run, and so do, in every block, the tokens before the patched one; of the last block's outputs all but one are thrown
+away. None of this needs computing. The base run is recorded once, with the keys and values of its tokens, and a patch
+becomes a *row* that exists only where it differs:
 
-    live rows = [rows that joined below l | the base run's resid_pre l, once for each patch that begins at l]
+          token 0    1    2    3    4
+    block 3     .    .    #    #    #      #  what the row of a patch at block 1, token 2 computes
+    block 2     .    .    #    #    #      .  what it takes from the base run
+    block 1     .    .    P    .    .      P  where it is patched
 
-and then, at each site of the block, the rows whose patch is there receive the source run's activation. Early blocks see
-few rows and late blocks see all of them. Rows are written on the live tensors of nnsight's trace; a head is a slice of
-the input of attention's output projection. Pairs of one length form a bucket, so nothing is ever padded, and only the
-last position meets the unembedding.
+All rows that start at one token share a forward pass, whatever their layer, component and pair: they are appended to
+its batch at the block whose input they change, so that early blocks see few rows and late blocks see all of them:
 
-Cost
-----
-In a network of L blocks a patch at block l costs L − l block passes instead of L, half on average, and S
-patches take S / row_budget forward calls instead of S; small models gain most from the second. Two kinds of patch are
-not run at all, because their result is known to be the base run's: see `plans.needs_run`. Memory: the recorded
-activations of row_budget / 8 pairs, and row_budget rows of one block.
+    live rows = [rows that joined below l | the base run's stream at block l, once for each patch that arrives here]
 
-The slow oracle, one plain forward hook per patch, is in tests/oracle.py; the two agree to rounding on every site.
+The rows are written on the live tensors of nnsight's trace. Patches inside a block (heads, attention, MLP) join at the
+next one, because at the patched token alone it is cheap to say what leaves their own. At the end only the last
+position is read: the logit difference needs two rows of the unembedding, and the other metrics see the vocabulary in
+chunks. Two kinds of patch are not run at all, because they provably change nothing: see
+`rows.effective_writes`. Pairs of one length form a bucket, so nothing is ever padded.
+
+In a network of L blocks and T tokens S patches cost about S / 4 forward passes of arithmetic instead of S, in as many
+calls as memory asks for rather than S. The slow oracle, one plain forward hook per patch, is in tests/oracle.py; the
+two agree to rounding on every site of every family.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,60 +56,44 @@ import torch
 from torch import Tensor
 
 from helpers import metrics as measures
-from helpers.architectures import (
-    Traced,
-    forward_arguments,
-    head_count,
-    last_logits,
-    layer_count,
-    read,
-    traceable,
-    write,
-)
-from helpers.pairs import PromptPair, bucket_by_length
+from helpers import readout
+from helpers.architectures import Traced, module_of, traceable
+from helpers.memory import in_chunks
+from helpers.noise import GaussianNoise
+from helpers.pairs import PromptPair
 from helpers.plans import (
-    ALL,
-    COMPONENTS,
     PatchingError,
     Plan,
+    Site,
+    check_direction,
     check_pairs,
     check_same_shape,
+    check_sets,
     check_sites,
-    make_plan,
-    needs_run,
+    plan_sets,
+    plan_sweep,
     tabulate,
 )
-from helpers.progress import track
+from helpers.rows import base_sites, effective_writes, patched_sites, rows_to_run
+from helpers.runs import Run, prompt_tokens, record
+from helpers.staircase import run_rows
+from helpers.values import OTHER_RUN, OtherModel, OtherRun, Value, stand_in
+
+OTHER_PROMPT = {"clean": "corrupted", "corrupted": "clean"}
+ROWS_PER_PAIR = 8  # a chunk has so many times fewer pairs than a pass has rows: enough to fill it
 
 
 @dataclass(frozen=True)
-class _Run:
-    """A recorded run: `(pairs, positions, width)` by (site, layer), and the last logits, `(pairs, vocabulary)`."""
+class _Settings:
+    """What all kinds of sweep share."""
 
-    sites: dict[tuple[str, int], Tensor]
-    logits: Tensor
-
-
-def measure_runs(
-    model, pairs: Sequence[PromptPair], *, metrics: Sequence[str] = measures.METRICS, row_budget: int = 512
-) -> pd.DataFrame:
-    """The un-patched runs of every pair, two rows each: columns pair, run ("clean" or "corrupted"), then the metrics.
-
-    Answer and foil are the pair's in both runs, and kl_divergence is from the clean run, so 0 there. `row_budget` is
-    the most prompts in one forward pass. Raises PatchingError as `sweep` does.
-    """
-    measures.check_metrics(metrics)
-    check_pairs(model, pairs, row_budget)
-    tables = []
-    with torch.no_grad(), traceable(model) as traced:
-        for chunk in _chunks(pairs, row_budget):
-            clean = _record(traced, chunk, "clean")
-            corrupted = _record(traced, chunk, "corrupted")
-            for name, run in (("clean", clean), ("corrupted", corrupted)):
-                scores = _score(run.logits, chunk, np.arange(len(chunk)), clean.logits, metrics)
-                tables.append(pd.DataFrame({"pair": [pair.pair_id for pair in chunk], "run": name, **scores}))
-    # Stable: within a pair the clean run was appended first.
-    return _in_order(pd.concat(tables), pairs)
+    direction: str
+    value: Value
+    corruption: GaussianNoise | None
+    metrics: Sequence[str]
+    row_budget: int | None
+    remote: bool | str
+    progress: bool
 
 
 def sweep(
@@ -118,180 +105,199 @@ def sweep(
     positions: str = "each",
     direction: str = "denoising",
     window: int = 1,
-    source_model=None,
+    value: Value = OTHER_RUN,
+    corruption: GaussianNoise | None = None,
     metrics: Sequence[str] = ("logit_difference",),
-    row_budget: int = 512,
+    row_budget: int | None = None,
+    remote: bool | str = False,
     progress: bool = False,
 ) -> pd.DataFrame:
     """Patch every asked site of every pair, exactly: clean into corrupted (denoising), or corrupted into clean.
 
-    One row per patch of one pair, in the order of the pairs, then of `components`, layers, positions, heads. Columns:
-    pair, component, layer, position (<NA> when all), role (of the token, or "all"), head (<NA> but for head_out),
-    direction, window, then the metrics, un-normalised (metrics.recovery_table normalises). Components are COMPONENTS;
-    `positions` is "each" (one row per position) or "all" (patched together). A `window` of w patches the layers
-    max(0, l − w//2) to min(L, l − w//2 + w) − 1 together (Meng et al., arXiv 2202.05262), for head_out the same head
-    number in each. With `source_model` the activations come from that model's run of the base prompt (see above);
-    kl_divergence is always from `model`'s own clean run. Neither `row_budget`, the most rows in one forward pass, nor
-    the order of the pairs changes a result beyond rounding. The model is left as it was found. Raises PatchingError
-    for a setting that is not one of these, models or pairs that do not fit one another, and NaN logits, naming the
-    pair.
+    One line per patch of one pair, in the order of the pairs, then of `components`, layers, positions, heads. Columns:
+    pair, component, layer, position (<NA> when several), role (of the token, or "all"), head (<NA> but for head_out),
+    direction, window, value, then the metrics, un-normalised (metrics.recovery_table normalises).
+
+    `components` are COMPONENTS of helpers.plans; embeddings have layer 0 only. `positions` is "each" (one line per
+    position), "roles" (one line per token role, its tokens together) or "all" (all together). A `window` of w patches
+    the layers max(0, l − w//2) to min(L, l − w//2 + w) − 1 together (Meng et al., arXiv 2202.05262), for head_out the
+    same head number in each. `value` says what is written (helpers.values), `corruption` makes the corrupted run a
+    noised clean one; kl_divergence is always from `model`'s own clean run.
+
+    `row_budget`, the most rows in one forward pass, follows from the free memory when it is None, and is halved when
+    that was too much; neither it nor the order of the pairs changes a result beyond rounding. `remote` runs nnsight's
+    TransformersModel on NDIF. The model is left as it was found. Raises PatchingError for a setting that is not one of
+    these, models or pairs that do not fit one another, and NaN, naming the pair.
+    """
+    module = module_of(model)
+    layers = check_sites(module, components=components, layers=layers, positions=positions, window=window)
+    sites = {"components": components, "layers": layers, "positions": positions, "window": window}
+    settings = _Settings(direction, value, corruption, metrics, row_budget, remote, progress)
+    constant = {"direction": direction, "window": window, "value": value.name}
+    return _sweep(model, pairs, lambda chunk: plan_sweep(module, chunk, **sites), settings, constant)
+
+
+def sweep_sets(
+    model,
+    pairs: Sequence[PromptPair],
+    sets: Mapping[str, Sequence[Site]],
+    *,
+    direction: str = "denoising",
+    value: Value = OTHER_RUN,
+    corruption: GaussianNoise | None = None,
+    metrics: Sequence[str] = ("logit_difference",),
+    row_budget: int | None = None,
+    remote: bool | str = False,
+    progress: bool = False,
+) -> pd.DataFrame:
+    """Patch arbitrary sets of sites, each set jointly: clean into corrupted (denoising), or corrupted into clean.
+
+    One line per pair and named set, in the order given. Columns: pair, sites (the set's name), direction, value, then
+    the metrics. A role adds every token that has it; of a pair that has none, it adds nothing. All else is as in
+    `sweep`; a set with a site that does not exist raises PatchingError too.
+    """
+    module = module_of(model)
+    check_pairs(module, pairs, row_budget)
+    check_sets(module, pairs, sets)
+    settings = _Settings(direction, value, corruption, metrics, row_budget, remote, progress)
+    constant = {"direction": direction, "value": value.name}
+    return _sweep(model, pairs, lambda chunk: plan_sets(module, chunk, sets), settings, constant)
+
+
+def measure_runs(
+    model,
+    pairs: Sequence[PromptPair],
+    *,
+    corruption: GaussianNoise | None = None,
+    metrics: Sequence[str] = measures.METRICS,
+    row_budget: int | None = None,
+    remote: bool | str = False,
+) -> pd.DataFrame:
+    """The un-patched runs of every pair, two lines each: columns pair, run ("clean" or "corrupted"), then the metrics.
+
+    Answer and foil are the pair's in both runs, and kl_divergence is from the clean run, so 0 there. `row_budget` is
+    the most prompts in one forward pass. Raises PatchingError as `sweep` does.
     """
     measures.check_metrics(metrics)
-    check_pairs(model, pairs, row_budget)
-    layers = check_sites(
-        model, components=components, layers=layers, positions=positions, direction=direction, window=window
-    )
-    check_same_shape(model, source_model)
-    tables = []
-    with torch.no_grad(), ExitStack() as stack:
-        traced = stack.enter_context(traceable(model))
-        source = traced if source_model is None else stack.enter_context(traceable(source_model))
-        # Eight times as many patched rows as pairs: the pairs' recorded runs stay small beside the batch they feed.
-        for chunk in _track(_chunks(pairs, max(1, row_budget // 8)), f"patching, {direction}", progress):
-            plan = make_plan(
-                model,
-                components=components,
-                layers=layers,
-                positions=positions,
-                window=window,
-                length=chunk[0].positions,
-            )
-            scores = _sweep_chunk(traced, source, chunk, plan, direction, metrics, row_budget)
-            tables.append(tabulate(plan, chunk, direction=direction, window=window, scores=scores))
+    check_pairs(module_of(model), pairs, row_budget)
+
+    def measure(traced: Traced, chunk: list[PromptPair], budget: int) -> pd.DataFrame:
+        runs = {name: _record(traced, chunk, name, corruption) for name in ("clean", "corrupted")}
+        score = _scorer(traced, chunk, runs["clean"].final, metrics)
+        name_of, own = [pair.pair_id for pair in chunk], np.arange(len(chunk))
+        return pd.concat(
+            pd.DataFrame({"pair": name_of, "run": name, **score(run.final, own)}) for name, run in runs.items()
+        )
+
+    with torch.no_grad(), traceable(model, remote=remote) as traced:
+        tables = list(in_chunks(traced, pairs, measure, row_budget=row_budget, rows_per_pair=1))
+    # Stable: within a pair the clean run was appended first.
     return _in_order(pd.concat(tables), pairs)
 
 
-def _sweep_chunk(
-    traced: Traced, source: Traced, chunk, plan: Plan, direction: str, metrics, row_budget: int
+def _sweep(
+    model,
+    pairs: Sequence[PromptPair],
+    plan_of: Callable[[list[PromptPair]], Plan],
+    settings: _Settings,
+    constant: Mapping[str, object],
+) -> pd.DataFrame:
+    measures.check_metrics(settings.metrics)
+    check_direction(settings.direction)
+    check_pairs(module_of(model), pairs, settings.row_budget)
+    if isinstance(settings.value, OtherModel):
+        check_same_shape(module_of(model), module_of(settings.value.model))
+
+    def patch(traced: Traced, chunk: list[PromptPair], budget: int) -> pd.DataFrame:
+        plan = plan_of(chunk)
+        return tabulate(plan, chunk, constant=constant, scores=_patch_chunk(traced, chunk, plan, settings, budget))
+
+    with torch.no_grad(), traceable(model, remote=settings.remote) as traced:
+        size = {"row_budget": settings.row_budget, "rows_per_pair": ROWS_PER_PAIR}
+        label = f"patching, {settings.direction}" if settings.progress else None
+        tables = list(in_chunks(traced, pairs, patch, **size, label=label))
+    return _in_order(pd.concat(tables), pairs)
+
+
+def _patch_chunk(
+    traced: Traced, chunk: list[PromptPair], plan: Plan, settings: _Settings, row_budget: int
 ) -> dict[str, np.ndarray]:
-    """Every patch of a plan for pairs of one length: `(pairs, patches)` by metric."""
-    base_prompt, other_prompt = ("corrupted", "clean") if direction == "denoising" else ("clean", "corrupted")
-    same_model = source is traced
-    base = _record(traced, chunk, base_prompt, {("resid_pre", layer) for layer in plan.start.tolist()})
-    given = _record(source, chunk, other_prompt if same_model else base_prompt, _patched_sites(plan))
-    if direction == "noising":
-        clean_logits = base.logits
-    elif same_model:
-        clean_logits = given.logits
+    """Every patch of a plan for pairs of one length: `(patches,)` by metric."""
+    prompt = "corrupted" if settings.direction == "denoising" else "clean"
+    corruption, value, sites = settings.corruption, settings.value, patched_sites(plan.writes)
+    tokens, noise = _prompt(traced, chunk, prompt, corruption)
+    base = record(traced, tokens, base_sites(traced, plan.writes), noise=noise)
+    clean = base if prompt == "clean" else None
+    if isinstance(value, OtherRun):
+        other = _record(traced, chunk, OTHER_PROMPT[prompt], corruption, sites)
+        given, clean = other.sites, clean or other
+        shared = np.array([_first_difference(pair, corruption) for pair in chunk])
     else:
-        clean_logits = _record(traced, chunk, "clean").logits
+        given = stand_in(value, traced, chunk, tokens, base, sites, noise=noise)
+        shared = np.zeros(len(chunk), dtype=np.int64)
+    if clean is None and "kl_divergence" in settings.metrics:
+        clean = _record(traced, chunk, "clean", corruption)
 
-    values = {name: np.empty((len(chunk), len(plan))) for name in metrics}
-    for name, scores in _score(base.logits, chunk, np.arange(len(chunk)), clean_logits, metrics).items():
-        values[name][:] = scores[:, None]  # what stays where no run is needed
-    pair, patch = np.nonzero(needs_run(plan, chunk, layers=layer_count(traced.model), same_model=same_model))
-    by_start = np.argsort(plan.start[patch], kind="stable")  # so that one batch spans few layers and grows late
-    for begin in range(0, len(by_start), row_budget):
-        rows = by_start[begin : begin + row_budget]
-        who, what = pair[rows], patch[rows]
-        logits = _patched_logits(traced, chunk[0], base, given, who, plan.take(what))
-        _check_numbers(logits, [chunk[i] for i in who], "a patched run")
-        for name, scores in _score(logits, chunk, who, clean_logits, metrics).items():
-            values[name][who, what] = scores
-    return values
+    score = _scorer(traced, chunk, None if clean is None else clean.final, settings.metrics)
+    scores = {name: of_pairs[plan.pair] for name, of_pairs in score(base.final, np.arange(len(chunk))).items()}
+    writes = effective_writes(traced, plan, base.sites, given, shared=shared)
+    rows = rows_to_run(traced, writes, plan.pair)
+    for batch, final in run_rows(traced, tokens[:1], base, given, writes, rows, row_budget=row_budget):
+        for name, of_rows in score(final, batch.pair).items():
+            scores[name][batch.patch] = of_rows
+    return scores
 
 
-def _patched_logits(
-    traced: Traced, opening: PromptPair, base: _Run, given: _Run, who: np.ndarray, plan: Plan
-) -> Tensor:
-    """One trace of many patches: logits `(rows, vocabulary)`.
+def _scorer(
+    traced: Traced, chunk: Sequence[PromptPair], clean: Tensor | None, metrics: Sequence[str]
+) -> Callable[[Tensor, np.ndarray], dict[str, np.ndarray]]:
+    """A function of last residuals `(rows, width)` and the pair of each row: metrics, `(rows,)` each."""
+    answer, foil = (torch.tensor([getattr(pair, name)[0] for pair in chunk]) for name in ("answer", "foil"))
+    reference = traced.compute(readout.reference, answer, foil, clean, tuple(metrics))
 
-    Row i is the base run of pair `who[i]` with the i-th patch of `plan`; rows are sorted by the first layer they patch.
-    The `opening` pair's prompt, one row, only brings the pass to the layer where the first rows take its place.
-    """
-    model = traced.model
-    tokens, first = _tokens([opening], "clean", model), int(plan.start[0])
-    with traced.network.trace(tokens, **forward_arguments(traced, opening.positions)):
-        for layer in range(first, layer_count(model)):
-            before, joined = (
-                np.searchsorted(plan.start, layer, side="left"),
-                np.searchsorted(plan.start, layer, side="right"),
+    def score(final: Tensor, pair: np.ndarray) -> dict[str, np.ndarray]:
+        scores = traced.compute(readout.score, final, torch.as_tensor(pair), reference, tuple(metrics))
+        broken = np.isnan(np.stack(list(scores.values()))).any(0).nonzero()[0]
+        if len(broken):
+            raise PatchingError(
+                f"The logits of a run of the pair {chunk[pair[broken[0]]].pair_id} are NaN: the model's weights or its "
+                "precision are damaged; try it on that prompt alone."
             )
-            if joined > before:
-                live = base.sites["resid_pre", layer][torch.as_tensor(who[before:joined], device=model.device)]
-                if layer > first:
-                    live = torch.cat([read(traced, "resid_pre", layer), live])
-                write(traced, "resid_pre", layer, live)
-            for number, component in enumerate(COMPONENTS):
-                rows = np.nonzero((plan.component == number) & (plan.start <= layer) & (layer <= plan.stop))[0]
-                if len(rows):
-                    live = read(traced, component, layer)
-                    heads = head_count(model) if component == "head_out" else 1
-                    _copy_patches(live, given.sites[component, layer], rows, who[rows], plan.take(rows), heads)
-                    write(traced, component, layer, live)
-        logits = last_logits(traced).save()
-    return logits
+        return scores
+
+    return score
 
 
-def _copy_patches(live: Tensor, given: Tensor, rows: np.ndarray, who: np.ndarray, plan: Plan, heads: int) -> None:
-    """Write in place `live[row, position, head] = given[who, position, head]` for every patch of `plan`.
-
-    Both are `(rows or pairs, positions, width)`; the width is split evenly among `heads`, 1 for whole sites.
-    """
-    position, head, rows, who = (
-        torch.as_tensor(index, device=live.device) for index in (plan.position, plan.head, rows, who)
-    )
-    where = (slice(None) if plan.position[0] == ALL else position, torch.zeros_like(head) if heads == 1 else head)
-    live.unflatten(-1, (heads, -1))[(rows, *where)] = given.unflatten(-1, (heads, -1))[(who, *where)]
-
-
-def _patched_sites(plan: Plan) -> set[tuple[str, int]]:
-    """Every (component, layer) that some patch writes."""
-    windows = set(zip(plan.component.tolist(), plan.start.tolist(), plan.stop.tolist(), strict=True))
-    return {(COMPONENTS[number], layer) for number, start, stop in windows for layer in range(start, stop + 1)}
+def _record(
+    traced: Traced,
+    chunk: Sequence[PromptPair],
+    prompt: str,
+    corruption: GaussianNoise | None,
+    sites: Iterable[tuple[str, int]] = (),
+) -> Run:
+    """Record the clean or the corrupted run of pairs of one length."""
+    tokens, noise = _prompt(traced, chunk, prompt, corruption)
+    return record(traced, tokens, sites, noise=noise)
 
 
-def _record(traced: Traced, chunk: Sequence[PromptPair], prompt: str, sites: Iterable[tuple[str, int]] = ()) -> _Run:
-    """Run the clean or corrupted prompts, keeping the asked (site, layer) tensors and the last logits."""
-    recorded: dict[tuple[str, int], Tensor] = {}
-    # Forward order: a trace cannot go back to a site that the pass has left.
-    ordered = sorted(sites, key=lambda site: (site[1], COMPONENTS.index(site[0])))
-    tokens = _tokens(chunk, prompt, traced.model)
-    with traced.network.trace(tokens, **forward_arguments(traced, tokens.shape[1])):
-        for site, layer in ordered:
-            recorded[site, layer] = read(traced, site, layer).clone()
-        logits = last_logits(traced).save()
-    _check_numbers(logits, chunk, f"the {prompt} run")
-    return _Run(recorded, logits)
+def _prompt(
+    traced: Traced, chunk: Sequence[PromptPair], prompt: str, corruption: GaussianNoise | None
+) -> tuple[Tensor, Tensor | None]:
+    """Tokens `(pairs, positions)` of a run, and the noise on their embeddings."""
+    if prompt == "corrupted" and corruption is not None:
+        noise = corruption.draw(chunk, width=traced.model.config.hidden_size)
+        return prompt_tokens(chunk, "clean", traced.device), noise.to(traced.device, traced.model.dtype)
+    return prompt_tokens(chunk, prompt, traced.device), None
 
 
-def _score(logits: Tensor, chunk, who: np.ndarray, clean_logits: Tensor, metrics) -> dict[str, np.ndarray]:
-    """Metrics of rows that belong to the pairs `chunk[who]`, `(rows,)` each."""
-    who = torch.as_tensor(who, device=logits.device)
-    answer, foil = (
-        torch.tensor([getattr(pair, name)[0] for pair in chunk], device=logits.device)[who]
-        for name in ("answer", "foil")
-    )
-    clean = clean_logits[who] if "kl_divergence" in metrics else None
-    scores = measures.score(logits, answer=answer, foil=foil, clean_logits=clean, metrics=metrics)
-    return {name: values.cpu().numpy() for name, values in scores.items()}
-
-
-def _chunks(pairs: Sequence[PromptPair], size: int) -> list[list[PromptPair]]:
-    """Pairs of one length each, at most `size` together."""
-    buckets = bucket_by_length(pairs).values()
-    return [bucket[i : i + size] for bucket in buckets for i in range(0, len(bucket), size)]
-
-
-def _tokens(chunk: Sequence[PromptPair], prompt: str, model) -> Tensor:
-    """The clean or the corrupted prompts, `(pairs, positions)`."""
-    return torch.tensor([getattr(pair, prompt) for pair in chunk], device=model.device)
+def _first_difference(pair: PromptPair, corruption: GaussianNoise | None) -> int:
+    """The first position at which the clean and the corrupted run of a pair read something else."""
+    if corruption is not None:
+        return corruption.first_position(pair)
+    return next(i for i, (a, b) in enumerate(zip(pair.clean, pair.corrupted, strict=True)) if a != b)
 
 
 def _in_order(table: pd.DataFrame, pairs: Sequence[PromptPair]) -> pd.DataFrame:
-    """Rows by the order in which the pairs were given; within a pair as they are."""
+    """Lines by the order in which the pairs were given; within a pair as they are."""
     order = {pair.pair_id: rank for rank, pair in enumerate(pairs)}
     return table.sort_values("pair", key=lambda column: column.map(order), kind="stable", ignore_index=True)
-
-
-def _track(chunks: list, description: str, progress: bool) -> Iterable:
-    return track(chunks, description) if progress else chunks
-
-
-def _check_numbers(logits: Tensor, rows: Sequence[PromptPair], run: str) -> None:
-    broken = logits.isnan().any(-1).nonzero()[:, 0]
-    if len(broken):
-        raise PatchingError(
-            f"The logits of {run} of the pair {rows[int(broken[0])].pair_id} are NaN: the model's weights "
-            "or its precision are damaged; try it on that prompt alone."
-        )

@@ -1,40 +1,91 @@
-"""The slow oracle: activation patching of a GPT-2 by plain forward hooks, one pair and one forward pass per patch.
+"""The slow oracle: activation patching by plain forward hooks, one pair and one forward pass per patch.
 
-It is kept literal on purpose, shares no code with helpers.patching, and knows nothing of nnsight, of batches, or of
-patches that need no run. Metrics are written out from their definitions in double precision.
+It is kept literal on purpose: it has its own table of names, shares no code with the package, and knows nothing of
+nnsight, of batches, of shared beginnings, or of patches that need no run. Metrics are written out from their
+definitions in double precision.
 """
 
 import math
 
 import torch
 
-COMPONENTS = ("resid_pre", "head_out", "attn_out", "mlp_out", "resid_post")
+# model type: embedding, blocks; from a block: attention, its output projection, MLP
+GPT_NEOX = ("gpt_neox.embed_in", "gpt_neox.layers", "attention", "attention.dense", "mlp")
+LLAMA = ("model.embed_tokens", "model.layers", "self_attn", "self_attn.o_proj", "mlp")
+NAMES = {
+    "gpt2": ("transformer.wte", "transformer.h", "attn", "attn.c_proj", "mlp"),
+    "gpt_neox": GPT_NEOX,
+    "llama": LLAMA,
+    "mistral": LLAMA,
+    "qwen2": LLAMA,
+    "qwen3": LLAMA,
+}
+COMPONENTS = ("embedding", "resid_pre", "head_out", "attn_out", "mlp_out", "resid_post")
+ROLES = ("prefix", "subject_first", "subject_middle", "subject_last", "relation", "last")
 
 
-@torch.no_grad()
-def oracle_sweep(model, pairs, *, components, positions, direction, layers=None, window=1, source_model=None):
-    """Rows as dicts: pair, component, layer, position, head, and the last logits and clean_logits, `(vocabulary,)`.
+def oracle_sweep(
+    model, pairs, *, components, positions, direction, layers=None, window=1, value=None, noise=None, memory=None
+):
+    """Rows as dicts: pair, component, layer, position, role, head, metrics, and the last logits `(vocabulary,)`.
 
-    Denoising puts the clean activation into the corrupted run, noising the corrupted one into the clean run; with
-    `source_model` the activation is that model's on the base prompt.
+    Denoising puts the clean activation into the corrupted run, noising the corrupted one into the clean run. `value`
+    is a function of the pair, the base prompt and the base run's noise that gives what is written instead, by
+    (component, layer). `noise` by pair, `(positions, width)`, makes the corrupted run the clean prompt with that added
+    to its embeddings. `memory` is a dictionary in which one model's and one value's runs are remembered between calls.
     """
+    count, heads = model.config.num_hidden_layers, model.config.num_attention_heads
     rows = []
     for pair in pairs:
-        base, source = (pair.corrupted, pair.clean) if direction == "denoising" else (pair.clean, pair.corrupted)
-        if source_model is None:
-            given = record(model, source)
+        run = Runs(model, pair, direction, value, noise, {} if memory is None else memory)
+        if positions == "each":
+            targets = [(token, role, [token]) for token, role in enumerate(pair.roles)]
+        elif positions == "roles":
+            targets = [(None, role, tokens_of(pair, role)) for role in ROLES if role in pair.roles]
         else:
-            given = record(source_model, base)
-        clean_logits = model(torch.tensor([pair.clean])).logits[0, -1]
+            targets = [(None, "all", tokens_of(pair, "all"))]
         for component in components:
-            for layer in layers or range(model.config.n_layer):
-                for position in range(len(base)) if positions == "each" else (None,):
-                    for head in range(model.config.n_head) if component == "head_out" else (None,):
-                        reach = rome_window(layer, window, model.config.n_layer)
-                        logits = patched_logits(model, base, given, component, reach, position, head)
+            for layer in [0] if component == "embedding" else layers or range(count):
+                reach = [0] if component == "embedding" else rome_window(layer, window, count)
+                for position, role, tokens in targets:
+                    for head in range(heads) if component == "head_out" else [None]:
+                        sites = [(component, other, token, head) for other in reach for token in tokens]
                         row = {"pair": pair.pair_id, "component": component, "layer": layer, "position": position}
-                        rows.append({**row, "head": head, "logits": logits, "clean_logits": clean_logits})
+                        rows.append({**row, "role": role, "head": head, **run.patched(sites)})
     return rows
+
+
+def oracle_sets(model, pairs, sets, *, direction, value=None, noise=None):
+    """Rows as dicts: pair, sites (a set's name), metrics, logits. A site is (component, layer, position, head)."""
+    rows = []
+    for pair in pairs:
+        run = Runs(model, pair, direction, value, noise, {})
+        for name, sites in sets.items():
+            single = [
+                (component, layer, token, head)
+                for component, layer, position, head in sites
+                for token in tokens_of(pair, position)
+            ]
+            rows.append({"pair": pair.pair_id, "sites": name, **run.patched(single)})
+    return rows
+
+
+def oracle_runs(model, pairs, *, noise=None):
+    """Rows as dicts: pair, run, metrics, logits."""
+    rows = []
+    for pair in pairs:
+        for name, direction in (("clean", "noising"), ("corrupted", "denoising")):
+            rows.append(
+                {"pair": pair.pair_id, "run": name, **Runs(model, pair, direction, None, noise, {}).patched([])}
+            )
+    return rows
+
+
+def tokens_of(pair, position):
+    """The tokens that a position stands for: itself, those of a role, or all."""
+    if isinstance(position, int):
+        return [position]
+    return [token for token, role in enumerate(pair.roles) if position in ("all", role)]
 
 
 def rome_window(layer, window, layer_count):
@@ -42,14 +93,45 @@ def rome_window(layer, window, layer_count):
     return [other for other in range(layer - window // 2, layer - window // 2 + window) if 0 <= other < layer_count]
 
 
-def record(model, prompt):
-    """Every site of a run, `(1, positions, width)` by (component, layer)."""
-    held, hooks = {}, []
-    for layer, block in enumerate(model.transformer.h):
+class Runs:
+    """The base run of one pair in one direction, what is written into it, and the clean run it is compared with."""
+
+    @torch.no_grad()
+    def __init__(self, model, pair, direction, value, noise, memory):
+        noised = None if noise is None else noise[pair.pair_id]
+        clean, corrupted = (pair.clean, None), (pair.corrupted, None)
+        if noise is not None:
+            corrupted = (pair.clean, noised)
+        base, other = (corrupted, clean) if direction == "denoising" else (clean, corrupted)
+        self.model, self.pair, self.direction, self.memory = model, pair, direction, memory
+        self.prompt, self.noise = base
+        key = (pair.pair_id, direction)
+        if key not in memory:
+            given = record(model, *other) if value is None else value(pair, *base)
+            memory[key] = given, patched_logits(model, pair.clean, {}, [])
+        self.given, self.clean_logits = memory[key]
+
+    @torch.no_grad()
+    def patched(self, sites):
+        key = (self.pair.pair_id, self.direction, frozenset(sites))
+        if key not in self.memory:
+            logits = patched_logits(self.model, self.prompt, self.given, sites, self.noise)
+            metrics = oracle_metrics(logits, self.clean_logits, self.pair.answer[0], self.pair.foil[0])
+            self.memory[key] = {"logits": logits, "metrics": metrics, "answer": self.pair.answer[0]}
+        return self.memory[key]
+
+
+@torch.no_grad()
+def record(model, prompt, noise=None):
+    """Every site of a run, `(1, positions, width)` by (component, layer); with `noise` on the embeddings."""
+    embedding, blocks = places(model)
+    held = {}
+    hooks = [*noise_hooks(embedding, noise), embedding.register_forward_hook(keep_output(held, ("embedding", 0)))]
+    for layer, (block, attention, projection, mlp) in enumerate(blocks):
         hooks.append(block.register_forward_pre_hook(keep_input(held, ("resid_pre", layer))))
-        hooks.append(block.attn.c_proj.register_forward_pre_hook(keep_input(held, ("head_out", layer))))
-        hooks.append(block.attn.register_forward_hook(keep_output(held, ("attn_out", layer))))
-        hooks.append(block.mlp.register_forward_hook(keep_output(held, ("mlp_out", layer))))
+        hooks.append(projection.register_forward_pre_hook(keep_input(held, ("head_out", layer))))
+        hooks.append(attention.register_forward_hook(keep_output(held, ("attn_out", layer))))
+        hooks.append(mlp.register_forward_hook(keep_output(held, ("mlp_out", layer))))
         hooks.append(block.register_forward_hook(keep_output(held, ("resid_post", layer))))
     model(torch.tensor([prompt]))
     for hook in hooks:
@@ -57,22 +139,18 @@ def record(model, prompt):
     return held
 
 
-def patched_logits(model, base, given, component, layers, position, head):
-    """Logits at the last position, `(vocabulary,)`, of the base run with one component replaced in all of `layers`."""
-    hooks = []
-    for layer in layers:
-        block = model.transformer.h[layer]
+def patched_logits(model, prompt, given, sites, noise=None):
+    """Logits at the last position, `(vocabulary,)`, of a run with the vectors at `sites` replaced by `given`'s."""
+    embedding, blocks = places(model)
+    hooks = noise_hooks(embedding, noise)
+    for component, layer, position, head in sites:
         replacement = given[component, layer]
 
-        def replace(value, replacement=replacement):
+        def replace(value, position=position, head=head, replacement=replacement):
             value = value.clone()
-            where = slice(None) if position is None else position
-            if head is None:
-                value[0, where] = replacement[0, where]
-            else:
-                width = model.config.n_embd // model.config.n_head
-                part = slice(head * width, (head + 1) * width)
-                value[0, where, part] = replacement[0, where, part]
+            width = value.shape[-1] if head is None else value.shape[-1] // model.config.num_attention_heads
+            first = 0 if head is None else head * width
+            value[0, position, first : first + width] = replacement[0, position, first : first + width]
             return value
 
         def replace_input(module, inputs, replace=replace):
@@ -81,14 +159,14 @@ def patched_logits(model, base, given, component, layers, position, head):
         def replace_output(module, inputs, output, replace=replace):
             return (replace(output[0]), *output[1:]) if isinstance(output, tuple) else replace(output)
 
-        if component == "resid_pre":
-            hooks.append(block.register_forward_pre_hook(replace_input))
-        elif component == "head_out":
-            hooks.append(block.attn.c_proj.register_forward_pre_hook(replace_input))
+        block, attention, projection, mlp = blocks[layer]
+        if component in ("resid_pre", "head_out"):
+            module = {"resid_pre": block, "head_out": projection}[component]
+            hooks.append(module.register_forward_pre_hook(replace_input))
         else:
-            module = {"attn_out": block.attn, "mlp_out": block.mlp, "resid_post": block}[component]
+            module = {"embedding": embedding, "attn_out": attention, "mlp_out": mlp, "resid_post": block}[component]
             hooks.append(module.register_forward_hook(replace_output))
-    logits = model(torch.tensor([base])).logits[0, -1]
+    logits = model(torch.tensor([prompt]), use_cache=False).logits[0, -1]
     for hook in hooks:
         hook.remove()
     return logits
@@ -96,8 +174,7 @@ def patched_logits(model, base, given, component, layers, position, head):
 
 def oracle_metrics(logits, clean_logits, answer, foil):
     """Every metric but rank, each as a sum over the vocabulary written out."""
-    values = [float(v) for v in logits]
-    clean = [float(v) for v in clean_logits]
+    values, clean = logits.tolist(), clean_logits.tolist()
     total, clean_total = sum(math.exp(v) for v in values), sum(math.exp(v) for v in clean)
     divergence = 0.0
     for v, c in zip(values, clean, strict=True):
@@ -114,6 +191,20 @@ def oracle_metrics(logits, clean_logits, answer, foil):
 def oracle_rank_bounds(logits, answer, tolerance):
     """The ranks that rounding by `tolerance` allows: tokens surely above the answer, and those that may be."""
     return int((logits > logits[answer] + tolerance).sum()), int((logits > logits[answer] - tolerance).sum()) - 1
+
+
+def places(model):
+    """The embedding, and of every block itself, its attention, its output projection and its MLP."""
+    embedding, blocks, *inner = NAMES[model.config.model_type]
+    return model.get_submodule(embedding), [
+        (block, *(block.get_submodule(path) for path in inner)) for block in model.get_submodule(blocks)
+    ]
+
+
+def noise_hooks(embedding, noise):
+    if noise is None:
+        return []
+    return [embedding.register_forward_hook(lambda module, inputs, output: output + noise)]
 
 
 def keep_input(held, key):

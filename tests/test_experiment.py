@@ -20,6 +20,7 @@ from helpers.experiment import (
     select_pairs,
 )
 from helpers.pairs import ROLES
+from helpers.values import OtherModel
 
 DIRECTIONS = ("denoising", "noising")
 SUBJECTS = ("w11", "w12", "w13", "w14", "w15 w16", "w17 w18", "w21 w22 w23")
@@ -160,9 +161,10 @@ def test_directions_are_chosen_and_the_residual_stream_is_never_patched_whole(mo
 def test_patching_a_model_with_itself_has_no_effect_and_with_another_one_has(model, selection):
     arguments = {"settings": PATCHING, "directions": DIRECTIONS}
     pairs = selection.pairs[:2]
-    own = measure_effects(model, pairs, source_model=model, **arguments)
+    own = measure_effects(model, pairs, value=OtherModel(model), **arguments)
     assert own["numerator"].abs().max() < 1e-4 < own["denominator"].abs().min()
-    other = measure_effects(model, pairs, source_model=tiny_gpt2(1, layers=2, width=16, heads=2), **arguments)
+    other_model = OtherModel(tiny_gpt2(1, layers=2, width=16, heads=2))
+    other = measure_effects(model, pairs, value=other_model, **arguments)
     assert other["numerator"].abs().max() > 0.1
     # The unit stays that of the model under study.
     assert list(other["denominator"]) == pytest.approx(list(own["denominator"]))

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from helpers.metrics import METRICS, MetricError, recovery, recovery_table, score
+from helpers.metrics import METRICS, MetricError, recovery_table, score, with_effects
 
 # Two rows over a vocabulary of three; exp(log 2) = 2, so the probabilities are 1/4, 1/2, 1/4 and 1/3 each.
 LOGITS = torch.tensor([[0.0, math.log(2), 0.0], [1.0, 1.0, 1.0]])
@@ -51,25 +51,6 @@ def test_kl_needs_the_clean_run():
         score(LOGITS, answer=torch.tensor([0, 0]), foil=torch.tensor([1, 1]))
 
 
-def test_recovery_is_a_ratio_of_means():
-    # Means 3, 5, 1: (3 - 1) / (5 - 1). The mean of the two ratios would be (0/1 + 4/7) / 2.
-    assert recovery([1.0, 5.0], [2.0, 8.0], [1.0, 1.0]) == pytest.approx(0.5)
-
-
-@pytest.mark.parametrize(
-    "patched, clean, corrupted, message",
-    [
-        ([float("nan"), 1.0], [1.0, 2.0], [0.0, 0.0], "1 of 2 patched values are NaN"),
-        ([1.0], [1.0, 2.0], [0.0, 0.0], "the same pairs"),
-        ([], [], [], "at least one"),
-        ([1.0], [2.0], [2.0], "no difference to recover"),
-    ],
-)
-def test_recovery_refuses(patched, clean, corrupted, message):
-    with pytest.raises(MetricError, match=message):
-        recovery(patched, clean, corrupted)
-
-
 @pytest.fixture
 def runs():
     return pd.DataFrame(
@@ -95,6 +76,19 @@ def test_table_by_hand(runs):
     assert set(table["quantity"]) == {"recovered"}
 
 
+def test_effects_by_hand(runs):
+    both = pd.concat([rows(("a", 0, 1, 1.0)), rows(("b", 2, 1, 5.0), direction="noising")], ignore_index=True)
+    effects = with_effects(both, runs)
+    assert effects[["clean", "corrupted"]].to_numpy().tolist() == [[4.0, 0.0], [6.0, -2.0]]
+    assert effects["numerator"].tolist() == [1.0, 1.0]  # 1 − 0 restored, 6 − 5 destroyed
+    assert effects["denominator"].tolist() == [4.0, 8.0]
+
+
+def test_recovery_is_a_ratio_of_means_not_a_mean_of_ratios(runs):
+    table = recovery_table(rows(("a", 0, 1, 4.0), ("b", 0, 1, -2.0)), runs, by=["layer"])
+    assert table["recovery"].tolist() == [2.0 / 6]  # the pairs' own ratios are 1 and 0
+
+
 def test_noising_tells_the_share_destroyed(runs):
     sweep = rows(("a", 0, 1, 1.0), ("b", 0, 1, 4.0), ("a", 1, 1, 0.0), ("b", 1, 1, -2.0), direction="noising")
     table = recovery_table(sweep, runs, by=["layer"])
@@ -111,7 +105,8 @@ def test_every_pair_weighs_the_same_however_many_rows_it_has(runs):
 
 def test_missing_positions_are_a_group_of_their_own(runs):
     table = recovery_table(rows(("a", 0, None, 4.0), ("a", 0, 1, 0.0)), runs, by=["position"])
-    assert table["recovery"].tolist() == [1.0, 0.0]
+    assert table["position"].tolist() == [1, pd.NA]
+    assert table["recovery"].tolist() == [0.0, 1.0]
 
 
 def test_a_group_uses_the_runs_of_its_own_pairs(runs):

@@ -1,0 +1,127 @@
+"""Readout: from the residual stream that leaves the last block to every metric, without ever holding all logits.
+
+The logit difference needs two rows of the unembedding. The other metrics need the whole vocabulary, which is visited in
+chunks. With r the answer, x a patched residual after the final normalisation, x_c the clean run's, W the unembedding
+and b its bias:
+
+    logit of r           z_r = x·W_r + b_r
+    log P(r)             z_r − logΣ_v exp z_v
+    rank                 number of other tokens v with z_v > z_r
+    D(clean ‖ patched)   (x_c − x)·m_c + logΣ exp z − logΣ exp z_c,  m_c = Σ_v P_clean(v) W_v
+
+The last line holds because logits are linear in x, and turns the divergence of every row into one dot product with a
+vector that is computed once per pair. `metrics.score`, on whole logits, is the slow oracle of this module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from accelerate.utils import align_module_device
+from torch import Tensor, nn
+
+from helpers.architectures import Traced
+from helpers.metrics import check_metrics
+
+CHUNK = 4096  # tokens of the vocabulary at a time: at a few hundred rows their logits stay in a processor's cache
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What scores are relative to: the answer and the foil of every pair, `(pairs,)`, and its clean run.
+
+    `clean` is the normalised last residual `(pairs, width)`, `expected` the vector m_c `(pairs, width)`, and
+    `log_total` logΣ exp of the clean logits `(pairs,)`; these three are None unless the divergence is asked for.
+    """
+
+    answer: Tensor
+    foil: Tensor
+    clean: Tensor | None = None
+    expected: Tensor | None = None
+    log_total: Tensor | None = None
+
+
+def reference(traced: Traced, answer: Tensor, foil: Tensor, clean: Tensor | None, metrics: Sequence[str]) -> Reference:
+    """The reference of pairs whose clean runs end in `clean`, `(pairs, width)`, which only the divergence needs."""
+    if "kl_divergence" not in metrics:
+        return Reference(answer, foil)
+    with _unembedding(traced) as head:
+        x = _normalise(traced, clean)
+        log_total = torch.full((len(x),), -torch.inf, device=x.device)
+        for _, logits in _by_chunk(head, x):
+            log_total = torch.logaddexp(log_total, logits.logsumexp(-1))
+        expected = torch.zeros(x.shape, device=x.device)
+        for tokens, logits in _by_chunk(head, x):
+            expected += (logits - log_total[:, None]).exp() @ head.weight[tokens].float()
+    return Reference(answer, foil, x.float(), expected, log_total)
+
+
+def score(
+    traced: Traced, final: Tensor, pair: Tensor, relative_to: Reference, metrics: Sequence[str]
+) -> dict[str, np.ndarray]:
+    """Every asked metric of rows that leave the last block as `final`, `(rows, width)`: `(rows,)` each.
+
+    Row i belongs to the pair `pair[i]` of the reference. A row that is not a number gives NaN in every metric.
+    """
+    check_metrics(metrics)
+    with _unembedding(traced) as head:
+        x = _normalise(traced, final)
+        pair = pair.to(x.device)
+        answer, foil = relative_to.answer.to(x.device)[pair], relative_to.foil.to(x.device)[pair]
+        at_answer = _logits_of(head, x, answer)
+        values = {"logit_difference": at_answer - _logits_of(head, x, foil)}
+        if set(metrics) - {"logit_difference"}:
+            log_total = torch.full((len(x),), -torch.inf, device=x.device)
+            above = torch.zeros(len(x), device=x.device)
+            for tokens, logits in _by_chunk(head, x):
+                log_total = torch.logaddexp(log_total, logits.logsumexp(-1))
+                if "rank" in metrics:
+                    above += _count_above(logits, at_answer, answer - tokens.start)
+            values["log_probability"] = at_answer - log_total
+            values["probability"] = values["log_probability"].exp()
+            values["rank"] = above.masked_fill(log_total.isnan(), torch.nan)
+            if "kl_divergence" in metrics:
+                towards = (relative_to.clean[pair] - x.float()) * relative_to.expected[pair]
+                divergence = towards.sum(-1) + log_total - relative_to.log_total[pair]
+                values["kl_divergence"] = divergence.clamp(min=0)  # rounding may leave it just below
+    return {name: values[name].cpu().double().numpy() for name in metrics}
+
+
+@contextmanager
+def _unembedding(traced: Traced) -> Iterator[nn.Linear]:
+    """The unembedding with its weights at hand, also where accelerate keeps them elsewhere between two calls."""
+    head = traced.model.get_output_embeddings()
+    with align_module_device(head):
+        yield head
+
+
+def _normalise(traced: Traced, final: Tensor) -> Tensor:
+    """The final normalisation, called directly: a row is one position, and a trace would run a whole prompt for it."""
+    normalised = traced.model.get_submodule(traced.architecture.final_norm)(final)
+    return normalised.to(traced.model.get_output_embeddings().weight.device)
+
+
+def _logits_of(head: nn.Linear, x: Tensor, token: Tensor) -> Tensor:
+    """The logit of one token per row, `(rows,)`, in single precision."""
+    logits = (x.float() * head.weight[token].float()).sum(-1)
+    return logits if head.bias is None else logits + head.bias[token].float()
+
+
+def _by_chunk(head: nn.Linear, x: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """The logits `(rows, chunk)` of every chunk of the vocabulary, in single precision, and which tokens they are."""
+    for start in range(0, len(head.weight), CHUNK):
+        tokens = slice(start, start + CHUNK)
+        bias = None if head.bias is None else head.bias[tokens]
+        yield tokens, nn.functional.linear(x, head.weight[tokens], bias).float()
+
+
+def _count_above(logits: Tensor, at_answer: Tensor, answer: Tensor) -> Tensor:
+    """How many logits of a chunk exceed the answer's, which never counts itself: its two roundings may differ."""
+    above = (logits > at_answer[:, None]).sum(-1)
+    inside = ((answer >= 0) & (answer < logits.shape[1])).nonzero()[:, 0]
+    above[inside] -= (logits[inside, answer[inside]] > at_answer[inside]).to(above.dtype)
+    return above
