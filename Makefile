@@ -57,6 +57,17 @@ lab: ## Open the notebooks in JupyterLab
 base-model: ## Train the embedded base checkpoint again (30 minutes at most on two cores)
 	@$(environment); exec "$$python" -m helpers.pretraining
 
+.PHONY: bench-sweep
+bench-sweep: ## Time the patch sweep beside its peers (30 minutes at most); writes benchmarks/results/
+	@$(environment); exec "$$python" -m benchmarks.sweep
+
+.PHONY: bench
+bench: bench-sweep ## All benchmarks: peers, memory, scaling, screening (45 minutes at most on two idle cores)
+	@$(environment)
+	"$$python" -m benchmarks.memory
+	"$$python" -m benchmarks.scaling
+	exec "$$python" -m benchmarks.screening
+
 .PHONY: clean
 clean: ## Remove what was generated; never data/embedded, raw downloads, or committed figures
 	@rm -rf build
