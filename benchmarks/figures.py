@@ -76,13 +76,17 @@ def draw_ratios(times: pd.DataFrame) -> Figure:
     return figure
 
 
-def draw_scaling(times: pd.DataFrame) -> Figure:
-    """Median seconds against what is varied, one panel each; columns varied, value, seconds."""
-    varied = list(dict.fromkeys(times["varied"]))
-    figure, axes = plt.subplots(1, len(varied), figsize=(COLUMN_WIDTH, 1.9), layout="constrained", squeeze=False)
-    for axis, name in zip(axes[0], varied, strict=True):
-        points = times[times["varied"] == name]
+def draw_scaling(times: pd.DataFrame, exponents: dict[str, float]) -> Figure:
+    """Median seconds against what is varied, one panel each, both logarithmic; columns varied, value, seconds."""
+    figure, axes = plt.subplots(1, len(exponents), figsize=(COLUMN_WIDTH, 1.9), layout="constrained", sharey=True)
+    for axis, (varied, exponent) in zip(axes, exponents.items(), strict=True):
+        points = times[times["varied"] == varied]
         axis.plot(points["value"], points["seconds"], "o-", color=PALETTE["definitional"], markersize=3, linewidth=1)
-        axis.set(xlabel=name, xlim=(0, None), ylim=(0, None))
-    axes[0, 0].set_ylabel("seconds")
+        axis.set_xscale("log", base=2)
+        axis.set_yscale("log")
+        axis.set_xticks(points["value"], points["value"].astype(str))
+        axis.minorticks_off()
+        axis.set(xlabel=varied, title=f"time ∝ {varied}$^{{{exponent:.2f}}}$")
+    axes[0].yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes[0].set_ylabel("seconds")
     return figure

@@ -1,4 +1,4 @@
-"""The machine: time, memory, arithmetic done, and what it could do at most. Memory is in MiB."""
+"""The machine: time, memory, arithmetic done, and what it could do at most. Memory is in MB, millions of bytes."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-MIB = 2**20
+MB = 10**6
 STATUS = Path("/proc/self/status")
 RESET_PEAK = "5"  # what proc(5) wants written to clear_refs to set VmHWM back to VmRSS
 
@@ -52,8 +52,8 @@ def measured(call: Callable[[], object], device: str, *, trim: bool = True) -> t
 def floating_point_operations(call: Callable[[], object]) -> int:
     """The multiplications and additions of a call's matrix products and attentions, two for each pair of numbers."""
     # Torch counts fused attention on accelerators, but leaves out the processor's.
-    fused = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: sdpa_flop}
-    with FlopCounterMode(display=False, custom_mapping=fused) as counter:
+    fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    with FlopCounterMode(display=False, custom_mapping={fused: _attention}) as counter:
         call()
     return counter.get_total_flops()
 
@@ -69,6 +69,10 @@ def matrix_peak(device: str, *, size: int | None = None, repeats: int = 7) -> fl
 def processors() -> int:
     """Processors this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _attention(queries: tuple, keys: tuple, values: tuple, *others, **options) -> int:
+    return sdpa_flop_count(queries, keys, values)
 
 
 def _synchronise(device: str) -> None:
@@ -93,22 +97,22 @@ def _reset_peak(device: str) -> None:
 
 def _held(device: str) -> float:
     if device != "cpu":
-        return torch.accelerator.memory_allocated(device) / MIB
+        return torch.accelerator.memory_allocated(device) / MB
     return _status("VmRSS") if STATUS.exists() else _largest_so_far()
 
 
 def _peak(device: str) -> float:
     if device != "cpu":
-        return torch.accelerator.max_memory_allocated(device) / MIB
+        return torch.accelerator.max_memory_allocated(device) / MB
     return _status("VmHWM") if STATUS.exists() else _largest_so_far()
 
 
 def _status(name: str) -> float:
     line = next(line for line in STATUS.read_text().splitlines() if line.startswith(f"{name}:"))
-    return int(line.split()[1]) * 1024 / MIB
+    return int(line.split()[1]) * 1024 / MB
 
 
 def _largest_so_far() -> float:
     """The largest resident size since the process began; macOS counts bytes, the rest of Unix KiB."""
     largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return largest * (1 if sys.platform == "darwin" else 1024) / MIB
+    return largest * (1 if sys.platform == "darwin" else 1024) / MB

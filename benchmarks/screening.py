@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 
 from benchmarks.cases import SEED, SMALL
 from benchmarks.machine import measured
-from helpers.artifacts import write_bytes
+from benchmarks.sweep import RESULTS, write_csv
 from helpers.attribution import CORRECTIONS, attribute, screen_and_verify
 from helpers.config import Paths, load_profile
 from helpers.experiment import select_pairs
@@ -242,8 +242,7 @@ def main() -> int:
         print(table.drop(columns=["network", "direction"]).to_string(index=False, float_format="%.2f", na_rep=""))
         print(f"\n{text}\n", flush=True)
     table = pd.concat(tables, ignore_index=True)
-    path = Results("benchmarks").figures / "screening.csv"
-    write_bytes(path, table.to_csv(index=False, float_format="%.4g", lineterminator="\n").encode())
+    write_csv(table, RESULTS / "screening.csv")
     draw(table)
     return 0
 

@@ -29,6 +29,7 @@ from helpers.environment import SetupError
 
 RESULTS = Path(__file__).with_name("results")
 QUICK_RESULTS = ROOT / "build" / "benchmarks" / "quick"  # one round is too few to be kept
+MOST_MB = 700  # of memory growth that any sweep of ours is to need
 TOLERANCE = 1e-5  # of the largest logit, or of 1: rounding in float32 through a dozen blocks
 
 
@@ -100,18 +101,23 @@ def arithmetic(case: Case, workers: Mapping[str, Worker], times: pd.DataFrame) -
 def save_results(rounds: pd.DataFrame, folder: Path) -> None:
     """Write sweep_rounds.csv, sweep.csv (case, implementation, seconds, peak_mb), and sweep.png and .pdf."""
     for name, table in (("sweep_rounds", rounds), ("sweep", medians(rounds))):
-        text = table.to_csv(index=False, float_format="%.6g", lineterminator="\n")
-        write_bytes(folder / f"{name}.csv", text.encode())
+        write_csv(table, folder / f"{name}.csv")
     save(lambda: draw_ratios(medians(rounds)), folder / "sweep")
 
 
+def write_csv(table: pd.DataFrame, path: Path) -> None:
+    """Write a table of results, whole or not at all."""
+    write_bytes(path, table.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode())
+
+
 def report(rounds: pd.DataFrame, comparisons: Sequence[Comparison]) -> str:
-    """The medians, the agreement and the ratios as text."""
+    """The medians, the agreement, the ratios and the memory as text."""
     times = medians(rounds)
     times["difference"] = rounds.groupby(["case", "implementation"], sort=False)["difference"].max().to_numpy()
     within = [ratio for comparison in comparisons for ratio in comparison.ratios()]
     ratios = ratio_table(times, [*within, *BETWEEN_CASES])
     ratios["met"] = ratios["met"].map({True: "yes", False: "NO"}).where(ratios["target"] != "", "")
+    growth = times.loc[times["implementation"] == OURS, "peak_mb"].max()
     return "\n\n".join(
         (
             times.to_string(
@@ -119,6 +125,7 @@ def report(rounds: pd.DataFrame, comparisons: Sequence[Comparison]) -> str:
                 formatters={"seconds": "{:.3f}".format, "peak_mb": "{:.0f}".format, "difference": "{:.1e}".format},
             ),
             ratios.to_string(index=False, formatters={"value": "{:.2f}".format}),
+            f"Largest growth of memory, {OURS}: {growth:.0f} MB (wanted: {MOST_MB} at most).",
         )
     )
 

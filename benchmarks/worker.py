@@ -53,7 +53,7 @@ IMPLEMENTATIONS = MappingProxyType(
 
 @dataclass(frozen=True)
 class Timing:
-    """One sweep: seconds, memory in MiB before, at most during, and after it, and its effects as nested lists."""
+    """One sweep: seconds, memory in MB before, at most during, and after it, and its effects as nested lists."""
 
     seconds: float
     before: float
@@ -63,7 +63,7 @@ class Timing:
 
     @property
     def growth(self) -> float:
-        """Peak memory above the memory held before, in MiB."""
+        """Peak memory above the memory held before, in MB."""
         return self.peak - self.before
 
 

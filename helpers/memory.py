@@ -15,7 +15,7 @@ from helpers.plans import PatchingError
 from helpers.progress import track
 
 SHARE = 0.25  # of the free memory: the estimate below leaves out what libraries keep for themselves
-ENOUGH_TOKENS = 8192  # more in one pass is not faster, on a processor or on an accelerator
+ENOUGH_TOKENS = 4096  # more in one pass is not faster on a processor; give an accelerator a larger `row_budget`
 
 
 def free_memory(device: torch.device) -> int:
