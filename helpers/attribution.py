@@ -42,12 +42,13 @@ import numpy as np
 import pandas as pd
 import torch
 
-from helpers.architectures import Traced, head_count, layer_count, traceable
+from helpers.architectures import head_count, layer_count
 from helpers.estimates import estimate
 from helpers.memory import in_chunks
 from helpers.pairs import PromptPair, bucket_by_length
 from helpers.patching import sweep_sets
 from helpers.plans import PatchingError, Site, check_direction, check_pairs, check_sites, plan_sweep, tabulate
+from helpers.tracing import Traced, traceable
 
 CORRECTIONS = ("softmax", "dropout")
 

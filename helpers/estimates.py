@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from helpers import readout
-from helpers.architectures import Traced, has_parallel_residual, layer_count
+from helpers.architectures import has_parallel_residual, layer_count
 from helpers.pairs import PromptPair
 from helpers.patching import OTHER_PROMPT
 from helpers.patterns import pattern_effects
@@ -23,6 +23,7 @@ from helpers.plans import COMPONENTS, Plan
 from helpers.rows import patched_sites, split_heads
 from helpers.runs import prompt_tokens, record
 from helpers.slopes import PATTERN, VALUES, Slopes, slopes_of
+from helpers.tracing import Traced
 
 INSIDE = ("head_out", "attn_out", "mlp_out")  # what a block writes, so that the next one is the first to read it
 Key = tuple[str, int]  # (component, layer)

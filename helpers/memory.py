@@ -9,13 +9,13 @@ import psutil
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
-from helpers.architectures import Traced
 from helpers.pairs import PromptPair, bucket_by_length
 from helpers.plans import PatchingError
 from helpers.progress import track
+from helpers.tracing import Traced
 
 SHARE = 0.25  # of the free memory: the estimate below leaves out what libraries keep for themselves
-ENOUGH_TOKENS = 4096  # more in one pass is not faster on a processor; give an accelerator a larger `row_budget`
+ENOUGH_BYTES = 24 * 2**20  # of the widest activation in one pass: beyond 32 MiB glibc asks for fresh pages every time
 
 
 def free_memory(device: torch.device) -> int:
@@ -32,14 +32,15 @@ def affordable_rows(model, positions: int) -> int:
     """How many rows of `positions` tokens one forward pass through a model should hold, by the memory that is free.
 
     A row is counted as ten vectors of the residual stream and three of the MLP's inner width per token, and one
-    attention pattern per head: what is alive at once within one block.
+    attention pattern per head: what is alive at once within one block. Passes whose widest activation, the MLP's inner
+    one, has more than ENOUGH_BYTES are not faster on a processor; `row_budget` sets another size.
     """
     config = model.config
     width = config.hidden_size
     inner = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * width
     numbers = 10 * width + 3 * inner + config.num_attention_heads * positions
     fits = int(SHARE * free_memory(model.device) / (positions * numbers * model.dtype.itemsize))
-    return max(1, min(fits, ENOUGH_TOKENS // positions))
+    return max(1, min(fits, ENOUGH_BYTES // (positions * inner * model.dtype.itemsize)))
 
 
 def affordable_pairs(model, positions: int) -> int:

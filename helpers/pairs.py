@@ -65,6 +65,11 @@ class PromptPair:
         """Tokens of each prompt."""
         return len(self.clean)
 
+    @property
+    def first_difference(self) -> int:
+        """The first position at which the prompts have different tokens."""
+        return next(i for i, (a, b) in enumerate(zip(self.clean, self.corrupted, strict=True)) if a != b)
+
 
 def make_pair(
     tokenizer,

@@ -57,7 +57,6 @@ from torch import Tensor
 
 from helpers import metrics as measures
 from helpers import readout
-from helpers.architectures import Traced, module_of, traceable
 from helpers.memory import in_chunks
 from helpers.noise import GaussianNoise
 from helpers.pairs import PromptPair
@@ -77,6 +76,7 @@ from helpers.plans import (
 from helpers.rows import base_sites, effective_writes, patched_sites, rows_to_run
 from helpers.runs import Run, prompt_tokens, record
 from helpers.staircase import run_rows
+from helpers.tracing import Traced, module_of, traceable
 from helpers.values import OTHER_RUN, OtherModel, OtherRun, Value, stand_in
 
 OTHER_PROMPT = {"clean": "corrupted", "corrupted": "clean"}
@@ -231,7 +231,8 @@ def _patch_chunk(
     if isinstance(value, OtherRun):
         other = _record(traced, chunk, OTHER_PROMPT[prompt], corruption, sites)
         given, clean = other.sites, clean or other
-        shared = np.array([_first_difference(pair, corruption) for pair in chunk])
+        differ = [corruption.first_position(pair) if corruption else pair.first_difference for pair in chunk]
+        shared = np.array(differ)
     else:
         given = stand_in(value, traced, chunk, tokens, base, sites, noise=noise)
         shared = np.zeros(len(chunk), dtype=np.int64)
@@ -288,13 +289,6 @@ def _prompt(
         noise = corruption.draw(chunk, width=traced.model.config.hidden_size)
         return prompt_tokens(chunk, "clean", traced.device), noise.to(traced.device, traced.model.dtype)
     return prompt_tokens(chunk, prompt, traced.device), None
-
-
-def _first_difference(pair: PromptPair, corruption: GaussianNoise | None) -> int:
-    """The first position at which the clean and the corrupted run of a pair read something else."""
-    if corruption is not None:
-        return corruption.first_position(pair)
-    return next(i for i, (a, b) in enumerate(zip(pair.clean, pair.corrupted, strict=True)) if a != b)
 
 
 def _in_order(table: pd.DataFrame, pairs: Sequence[PromptPair]) -> pd.DataFrame:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from helpers.architectures import Traced, forward_arguments, read, write
+from helpers.tracing import Traced, forward_arguments, read, write
 
 NAME = "helpers.patterns"
 

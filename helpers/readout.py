@@ -24,8 +24,8 @@ import torch
 from accelerate.utils import align_module_device
 from torch import Tensor, nn
 
-from helpers.architectures import Traced
 from helpers.metrics import check_metrics
+from helpers.tracing import Traced
 
 CHUNK = 4096  # tokens of the vocabulary at a time: at a few hundred rows their logits stay in a processor's cache
 

@@ -18,8 +18,9 @@ from dataclasses import dataclass, fields
 import numpy as np
 from torch import Tensor
 
-from helpers.architectures import Traced, has_parallel_residual, head_count, layer_count
+from helpers.architectures import has_parallel_residual, head_count, layer_count
 from helpers.plans import COMPONENTS, Plan, Writes
+from helpers.tracing import Traced
 
 EMBEDDING, RESID_PRE, HEAD_OUT, ATTN_OUT, MLP_OUT, RESID_POST = range(len(COMPONENTS))
 NEVER = np.iinfo(np.int64).max

@@ -16,8 +16,9 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import Cache, DynamicLayer
 
-from helpers.architectures import SITES, Traced, forward_arguments, layer_count, read, write
+from helpers.architectures import SITES, layer_count
 from helpers.pairs import PromptPair
+from helpers.tracing import Traced, forward_arguments, read, write
 
 
 @dataclass(frozen=True)

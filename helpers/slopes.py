@@ -17,8 +17,9 @@ import torch
 from nnsight import save
 from torch import Tensor
 
-from helpers.architectures import SITES, Traced, forward_arguments, layer_count, read, write
+from helpers.architectures import SITES, layer_count
 from helpers.patterns import Pattern, attention, recorder
+from helpers.tracing import Traced, forward_arguments, read, write
 
 Key = tuple[str, int]  # (site, layer), or one of the two below
 PATTERN = "pattern"  # ∂LD/∂A of a block's attention pattern A

@@ -17,7 +17,7 @@ import torch
 from nnsight import save
 from torch import Tensor
 
-from helpers.architectures import Traced, forward_arguments, has_parallel_residual, layer_count, read, write
+from helpers.architectures import has_parallel_residual, layer_count
 from helpers.plans import COMPONENTS, Writes
 from helpers.rows import (
     ATTN_OUT,
@@ -33,6 +33,7 @@ from helpers.rows import (
     split_heads,
 )
 from helpers.runs import Run, prefix_cache
+from helpers.tracing import Traced, forward_arguments, read, write
 
 
 @dataclass(frozen=True)

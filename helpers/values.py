@@ -20,10 +20,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from helpers.architectures import Traced, module_of, traceable
 from helpers.pairs import PromptPair
 from helpers.plans import PatchingError
 from helpers.runs import Run, record
+from helpers.tracing import Traced, module_of, traceable
 
 Prompts = Sequence[Sequence[int]]
 

@@ -59,7 +59,7 @@ def test_there_is_always_one_row_and_never_more_than_are_of_use(monkeypatch):
     monkeypatch.setattr(memory, "free_memory", lambda device: 0)
     assert affordable_rows(GPT2, 100) == affordable_pairs(GPT2, 100) == 1
     monkeypatch.setattr(memory, "free_memory", lambda device: 10**15)
-    assert affordable_rows(GPT2, 100) == memory.ENOUGH_TOKENS // 100
+    assert affordable_rows(GPT2, 100) == memory.ENOUGH_BYTES // (100 * 64 * 4)  # an inner width of 4 x 16
     assert affordable_rows(GPT2, 10**6) == 1
 
 

@@ -49,6 +49,7 @@ def pair_of(tokenizer, clean, corrupted, clean_subject, corrupted_subject, answe
 
 def test_a_pair_is_one_length():
     assert plain_pair().positions == 3
+    assert plain_pair().first_difference == 1
     with pytest.raises(PairError, match="2 clean tokens, 3 corrupted tokens and 3 roles"):
         plain_pair(clean=(1, 2))
 

@@ -555,8 +555,8 @@ def test_the_engine_names_no_device():
     folder = Path(helpers.__file__).parent
     engine = {node.module.split(".")[1] for node in ast.walk(ast.parse(Path(patching.__file__).read_text()))
               if isinstance(node, ast.ImportFrom) and node.module.startswith("helpers.")}  # fmt: skip
-    assert {"architectures", "memory", "noise", "plans", "runs", "staircase", "values"} <= engine
-    for name in ("patching", "readout", *engine):
+    assert {"memory", "noise", "plans", "runs", "staircase", "tracing", "values"} <= engine
+    for name in ("architectures", "patching", "readout", *engine):
         tree = ast.parse((folder / f"{name}.py").read_text())
         strings = {
             node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)

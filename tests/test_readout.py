@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from tiny import tiny_model
 
 from helpers import metrics, readout
-from helpers.architectures import traceable
 from helpers.metrics import METRICS, MetricError
+from helpers.tracing import traceable
 
 ROWS, PAIRS = 7, 3
 

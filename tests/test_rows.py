@@ -5,9 +5,9 @@ import pytest
 import torch
 from tiny import LAYERS, WIDTH, random_pair, shared_model
 
-from helpers.architectures import traceable
 from helpers.plans import COMPONENTS, Site, plan_sets, plan_sweep
 from helpers.rows import base_sites, effective_writes, patched_sites, rows_to_run
+from helpers.tracing import traceable
 
 PAIRS = [random_pair("p", 4, seed=0, subject=(2,)), random_pair("q", 4, seed=1, subject=(1,))]
 SHARED = np.array([2, 1])

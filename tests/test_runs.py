@@ -10,8 +10,8 @@ from oracle import COMPONENTS, record
 from tiny import FAMILIES, LAYERS, random_pair, shared_model
 
 from helpers import runs
-from helpers.architectures import forward_arguments, read, traceable
 from helpers.runs import prefix_cache, prompt_tokens
+from helpers.tracing import forward_arguments, read, traceable
 
 TOKENS = torch.tensor([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3], [5, 8, 9, 7, 9]])
 SITES = [("embedding", 0), *itertools.product(COMPONENTS[1:], range(LAYERS))]

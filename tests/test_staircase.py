@@ -9,11 +9,11 @@ from oracle import keep_output, patched_logits, places, record
 from tiny import FAMILIES, LAYERS, random_pair, shared_model
 
 from helpers import runs
-from helpers.architectures import traceable
 from helpers.plans import Site, plan_sets
 from helpers.rows import base_sites, patched_sites, rows_to_run
 from helpers.runs import prompt_tokens
 from helpers.staircase import run_rows
+from helpers.tracing import traceable
 
 PAIRS = [random_pair("p", 4, seed=0, subject=(0,)), random_pair("q", 4, seed=1, subject=(1,))]
 EXACT = {"rtol": 0, "atol": 1e-5}

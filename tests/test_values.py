@@ -7,10 +7,10 @@ from oracle import record
 from tiny import random_pair, shared_model
 
 from helpers import runs
-from helpers.architectures import traceable
 from helpers.patching import sweep
 from helpers.plans import PatchingError
 from helpers.runs import prompt_tokens
+from helpers.tracing import traceable
 from helpers.values import Mean, OtherModel, OtherRun, Resample, Zero, stand_in
 
 PAIRS = [random_pair("a", 3, seed=1), random_pair("b", 3, seed=2), random_pair("c", 3, seed=3)]
