@@ -22,7 +22,7 @@ from benchmarks.worker import Worker, WorkerError
 
 CENTRE = Case("centre", Network(layers=4, width=256, heads=4, vocabulary=1000), pairs=16)
 VALUES = {
-    "pairs": (32, 64, 96, 128),
+    "pairs": (48, 96, 144, 192),
     "positions": (8, 16, 24, 32, 48),
     "layers": (2, 4, 6, 8, 12),
     "width": (128, 256, 512, 768),
