@@ -27,7 +27,7 @@ VALUES = {
     "layers": (2, 4, 6, 8, 12),
     "width": (128, 256, 512, 768),
 }
-ROUNDS = 3
+ROUNDS = 5
 LINEAR = 0.05  # how far from 1 the exponent of pairs may be
 
 
