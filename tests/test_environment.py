@@ -50,7 +50,7 @@ def test_the_lock_holds_names_and_versions_only():
 
 def test_nothing_imported_is_unpinned():
     modules = {"yaml": "pyyaml", "Bio": "biopython", "IPython": "ipython", "PIL": "pillow"}
-    local = {path.stem for path in (ROOT / "tests").glob("*.py")} | {"helpers"}
+    local = {path.stem for path in (ROOT / "tests").glob("*.py")} | {"helpers", "benchmarks"}
     for path in [*ROOT.glob("helpers/*.py"), *ROOT.glob("tests/*.py"), *ROOT.glob("notebooks/*.py")]:
         for name in imported(path) - local - sys.stdlib_module_names:
             assert normalised(modules.get(name, name)) in locked(), f"{path.name} imports {name}"
