@@ -28,6 +28,10 @@ setup: ## Make the environment: .venv from requirements.lock, unless one that fi
 reproduce: ## Run every notebook that is not up to date; write figures/ and appendix/
 	@$(environment); exec "$$python" -m helpers.execution reproduce --profile "$$PROFILE" --set "$$SET" --only "$$ONLY"
 
+.PHONY: collect
+collect: ## Build the corpus alone, as in PROFILE=paper SET="corpus.domain=migraine"
+	@$(environment); exec "$$python" -m helpers.execution collect --profile "$$PROFILE" --set "$$SET"
+
 .PHONY: test
 test: ## Lint, the notebooks in the smoke profile, and the tests (5 minutes at most on two cores)
 	@$(environment)
@@ -62,10 +66,11 @@ bench-sweep: ## Time the patch sweep beside its peers (30 minutes at most); writ
 	@$(environment); exec "$$python" -m benchmarks.sweep
 
 .PHONY: bench
-bench: bench-sweep ## All benchmarks: peers, memory, scaling, screening (45 minutes at most on two idle cores)
+bench: bench-sweep ## All benchmarks: peers, memory, scaling, parsing, screening (45 minutes at most on two idle cores)
 	@$(environment)
 	"$$python" -m benchmarks.memory
 	"$$python" -m benchmarks.scaling
+	"$$python" -m benchmarks.parsing
 	exec "$$python" -m benchmarks.screening
 
 .PHONY: clean

@@ -6,12 +6,14 @@ a reader, or a rerun after `kill -9`, sees the old artifact or the new one, neve
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import io
 import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterable
 from contextlib import contextmanager
 from pathlib import Path
@@ -86,6 +88,26 @@ def new_folder(path: Path):
         os.replace(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def locked_file(path: Path, *, patience: float = 0.0):
+    """Hold a lock on `path` and yield its file descriptor; raises BlockingIOError when others keep it.
+
+    `patience` is for how many seconds to wait for them. The lock ends with the last process that has the descriptor.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w") as file:
+        end = time.monotonic() + patience
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= end:
+                    raise
+                time.sleep(0.2)
+        yield file.fileno()
 
 
 def sha256_bytes(content: bytes) -> str:

@@ -24,24 +24,47 @@ class SettingsError(ValueError):
 
 
 @dataclass(frozen=True)
+class Domain:
+    """A field of medicine: what PubMed is asked for, and the terms that are counted in the abstracts."""
+
+    query: str | None
+    mentions: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Corpus:
     """Where the abstracts come from: `embedded` (generated from the knowledge base) or `pubmed`.
 
-    The E-utilities key and e-mail come from NCBI_API_KEY and NCBI_EMAIL in the environment, never from a file.
+    Of a query's hits the `selection` takes `max_records` (null: all of them): the `first` that PubMed lists, or a
+    `sample` of them all. The E-utilities key and e-mail come from NCBI_API_KEY and NCBI_EMAIL in the environment, never
+    from a file.
     """
 
     source: str
     base_url: str | None
-    query: str | None
+    domain: str
+    domains: dict[str, Domain]
+    selection: str
     max_records: int | None
     batch_size: int
     requests_per_second: float
     timeout_seconds: float
     tries: int
+    deadline_minutes: float
     facts_per_relation: int | None
     facts_per_record: int
     repeats: int
     seed: int
+
+    @property
+    def asked(self) -> Domain:
+        """The domain that is collected; raises SettingsError when it has no entry."""
+        if self.domain not in self.domains:
+            known = sorted(self.domains)
+            raise SettingsError(
+                f"corpus.domains has no entry {self.domain!r}, it has {', '.join(known)}{_nearest(self.domain, known)}."
+            )
+        return self.domains[self.domain]
 
 
 @dataclass(frozen=True)
@@ -193,7 +216,10 @@ def _split_overrides(overrides: str) -> list[tuple[str, str]]:
     for word in overrides.split():
         key, equals, text = word.partition("=")
         if not equals or not key:
-            raise SettingsError(f"An override is written section.key=value, not {word!r}.")
+            raise SettingsError(
+                f"An override is written section.key=value, without a space, not {word!r}: a value that needs one goes "
+                "into the profile."
+            )
         pairs.append((key, text))
     return pairs
 
@@ -214,6 +240,10 @@ def _check_known(kind: type, key: str) -> None:
     """Walk the schema along a dotted key, so that a misspelt override names the nearest valid one."""
     walked = []
     for word in key.split("."):
+        if typing.get_origin(kind) is dict:  # its keys are the profile's own
+            kind = typing.get_args(kind)[1]
+            walked.append(word)
+            continue
         names = [f.name for f in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else []
         if word not in names or (not walked and word == "name"):
             raise SettingsError(_unknown(".".join([*walked, word]), word, [n for n in names if n != "name"]))
@@ -255,6 +285,9 @@ def _convert(hint, value: object, key: str):
     if typing.get_origin(hint) is tuple:
         if isinstance(value, (list, tuple)):
             return tuple(_convert(typing.get_args(hint)[0], v, key) for v in value)
+    elif typing.get_origin(hint) is dict:
+        if isinstance(value, dict):
+            return {name: _convert(typing.get_args(hint)[1], v, f"{key}.{name}") for name, v in value.items()}
     elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value)
     elif type(value) is hint:

@@ -2,24 +2,42 @@
 
 Two sources give the same columns. `embedded` turns the knowledge base into records that look like PubMed's: a title,
 labelled sections, journal, year, keywords, and in each a few fact sentences between sentences that say nothing.
-`pubmed` takes what the E-utilities returned; absent fields stay null.
+`pubmed` takes what the E-utilities returned; absent fields stay null. Either is written record by record, so that a
+million of them need no more memory than a thousand.
 """
 
 from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterable
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 
 import pandas as pd
 
 from helpers import pubmed
+from helpers.artifacts import fingerprint, new_folder, read_json, sha256_file, write_json
 from helpers.config import Corpus, Paths
 from helpers.knowledge import Fact, Wording, load_facts, load_wordings, made_up_facts
 
-COLUMNS = ["pmid", "title", "abstract", "journal", "year", "keywords", "url", "variant", "fact_ids"]
-MENTIONS = ("epilepsy", "EEG", "seizure")
+FEATURES = {
+    "pmid": "string",
+    "title": "string",
+    "abstract": "string",
+    "journal": "string",
+    "year": "int64",
+    "language": "string",  # several are joined by a comma, as in "eng,fre"
+    "keywords": ["string"],
+    "mesh": ["string"],
+    "url": "string",
+    "variant": "int64",
+    "fact_ids": ["string"],
+}
+COLUMNS = list(FEATURES)
+ROWS_PER_CHUNK = 1000  # held in memory at a time
 SECTIONS = ("BACKGROUND", "METHODS", "RESULTS", "CONCLUSIONS")
 JOURNALS = ("Acta Generata", "Annals of Made Records", "Journal of Plain Sentences", "Synthetic Neurology")
 FILLERS = (
@@ -95,7 +113,9 @@ def _record(said: list[tuple[Fact, Wording]], chooser: random.Random, *, pmid: s
         "abstract": abstract,
         "journal": chooser.choice(JOURNALS),
         "year": chooser.randrange(1990, 2026),
+        "language": "eng",
         "keywords": sorted({fact.subject for fact, _ in said}),
+        "mesh": [],
         "url": None,
         "variant": variant,
         "fact_ids": [fact.fact_id for fact, _ in said],
@@ -127,13 +147,63 @@ def chosen_facts(folder: Path, facts_per_relation: int | None) -> list[Fact]:
     return chosen
 
 
-def pubmed_corpus(records: Iterable[dict]) -> pd.DataFrame:
+def pubmed_rows(records: Iterable[dict]) -> Iterator[dict]:
     """Records from the E-utilities in the corpus's columns; a field a record lacks stays null."""
-    rows = [{**{column: record.get(column) for column in COLUMNS}, "fact_ids": []} for record in records]
-    if not rows:
-        raise CorpusError("The corpus is empty: no record with an abstract came back; widen corpus.query.")
-    table = pd.DataFrame(rows, columns=COLUMNS)
-    table["year"] = pd.to_numeric(table["year"], errors="coerce")
+    for record in records:
+        row = {column: record.get(column) for column in COLUMNS}
+        yield {**row, "language": ",".join(record["languages"]) or None, "fact_ids": []}
+
+
+def write_corpus(path: Path, rows: Iterable[dict], *, description: str = "") -> None:
+    """Write rows as a folder that `datasets.load_from_disk` reads: whole or not at all, equal rows as equal bytes.
+
+    The `description` goes into its `dataset_info.json`.
+
+    Raises CorpusError when there is no row.
+    """
+    import datasets  # heavy, and only this function and the next need it
+    import pyarrow as pa
+
+    types = {
+        name: datasets.List(datasets.Value(kind[0])) if isinstance(kind, list) else datasets.Value(kind)
+        for name, kind in FEATURES.items()
+    }
+    schema, rows = datasets.Features(types).arrow_schema, iter(rows)
+    with new_folder(path) as folder, tempfile.TemporaryDirectory(dir=folder, prefix="rows") as scratch:
+        streamed = Path(scratch) / "rows.arrow"
+        with streamed.open("wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+            while chunk := list(islice(rows, ROWS_PER_CHUNK)):
+                writer.write_table(pa.Table.from_pylist(chunk, schema=schema))
+        built = datasets.Dataset.from_file(str(streamed), info=datasets.DatasetInfo(description=description))
+        if not len(built):
+            raise CorpusError("The corpus is empty: no record with an abstract came back; widen the query.")
+        with _no_progress_bars(datasets):
+            built.save_to_disk(folder, num_shards=1)
+        # What names the content must follow from it, or caches of one corpus would serve another.
+        state = read_json(folder / "state.json")
+        digests = [sha256_file(file) for file in sorted(folder.glob("*.arrow"))]
+        write_json(folder / "state.json", {**state, "_fingerprint": fingerprint(digests)[:16]})
+
+
+@contextmanager
+def _no_progress_bars(datasets) -> Iterator[None]:
+    """Keep the library's bars out of the notebook."""
+    shown = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
+
+
+def read_corpus(path: Path) -> pd.DataFrame:
+    """The corpus that `write_corpus` wrote, as a table; raises CorpusError when there is none."""
+    import datasets
+
+    if not (path / "state.json").is_file():
+        raise CorpusError(f"{path} holds no corpus: run notebook 01, or `make collect`.")
+    table = datasets.load_from_disk(str(path)).to_pandas()
     return table.astype({"variant": "Int64", "year": "Int64"})
 
 
@@ -146,7 +216,7 @@ def training_texts(corpus: pd.DataFrame, *, variant: int) -> list[str]:
     ]
 
 
-def count_mentions(texts: Iterable[str], terms: tuple[str, ...] = MENTIONS) -> dict[str, int]:
+def count_mentions(texts: Iterable[str], terms: Sequence[str]) -> dict[str, int]:
     """How often each term occurs as a whole word, case-insensitively, counting its plural in -s as well.
 
     The study gives counts without a definition; this is ours, and it is stated beside them.
@@ -157,11 +227,13 @@ def count_mentions(texts: Iterable[str], terms: tuple[str, ...] = MENTIONS) -> d
     }
 
 
-def collect(settings: Corpus, paths: Paths, *, progress=None) -> tuple[pd.DataFrame, dict[str, int]]:
-    """The corpus of a profile, and how many records were matched, returned, missing or without an abstract.
+def collect(settings: Corpus, paths: Paths, target: Path, *, progress=None) -> dict[str, int]:
+    """Write the corpus of a profile to `target`, and return what was counted on the way.
 
-    Raises CorpusError when nothing comes back, PubmedError when the E-utilities cannot be read.
+    Raises SettingsError for a domain without an entry, CorpusError when nothing comes back, PubmedError when the
+    E-utilities cannot be read.
     """
+    query = settings.asked.query
     if settings.source == "embedded":
         table = embedded_corpus(
             paths.embedded,
@@ -170,14 +242,28 @@ def collect(settings: Corpus, paths: Paths, *, progress=None) -> tuple[pd.DataFr
             repeats=settings.repeats,
             seed=settings.seed,
         )
-        return table, {"generated": len(table)}
+        write_corpus(target, table.astype(object).where(table.notna(), None).to_dict("records"))
+        return {"generated": len(table)}
     if settings.source == "pubmed":
-        records, counts = pubmed.collect(settings, paths.data / "raw", progress=progress)
-        return pubmed_corpus(records), counts
+        records, counts = pubmed.collect(settings, raw_folder(settings, paths), progress=progress)
+        asked = f"PubMed, {settings.domain}, {counts['asked']} of {counts['matched']} records, by the query {query}"
+        write_corpus(target, pubmed_rows(records), description=asked)
+        return dict(counts)
     raise CorpusError(f"corpus.source must be 'embedded' or 'pubmed', not {settings.source!r}.")
 
 
+def read_plan(settings: Corpus, paths: Paths) -> dict | None:
+    """The frozen plan of the collected corpus; None when its records are generated."""
+    return read_json(raw_folder(settings, paths) / "plan.json") if settings.source == "pubmed" else None
+
+
+def raw_folder(settings: Corpus, paths: Paths) -> Path:
+    """Where the plan and the raw answers to one question are; another question's stay beside them."""
+    question = [settings.base_url, settings.asked.query, settings.max_records, settings.selection, settings.seed]
+    return paths.data / "raw" / f"{settings.domain}-{fingerprint([*question, settings.batch_size])[:8]}"
+
+
 def fact_exposures(corpus: pd.DataFrame, *, variant: int) -> dict[str, int]:
-    """How many times the records that one variant trains on say each fact, by fact id."""
+    """How many times the records of one variant say each fact, by fact id; empty where nobody knows what they say."""
     said = corpus.loc[corpus["variant"].isna() | (corpus["variant"] == variant), "fact_ids"].explode().dropna()
     return said.value_counts().to_dict()

@@ -49,6 +49,7 @@ def curves(
     unit: str | None = "run",
     mark: str | None = "best",
     shared: bool = True,
+    from_zero: bool = False,
 ) -> Figure:
     """Lines of y against x, one panel per `facet`; `unit` separates repeats, `mark` names a boolean column to dot."""
     facets = list(dict.fromkeys(table[facet]))
@@ -63,6 +64,8 @@ def curves(
                 best = line[line[mark].astype(bool)]
                 axis.plot(best[x], best[y], "o", color=colours[key[0]], markersize=5)
         axis.set(title=name, xlabel=xlabel, ylabel=ylabel if axis is axes[0] else "")
+        if from_zero:
+            axis.set_ylim(bottom=0)
     _legend(figure, axes)
     return figure
 

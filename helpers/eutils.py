@@ -27,6 +27,9 @@ GATE_MARGIN = 1.1  # requests spaced at exactly 1/rate sometimes meet the limit
 FIRST_WAIT, LONGEST_BACK_OFF, LONGEST_WAIT = 1.0, 60.0, 300.0  # seconds
 BODY_PATIENCE = 10  # a whole answer may take this many times timeout_seconds, which bounds each silence
 TOOL = "clap-notebooks"
+MOST_BYTES = 1 << 30  # of an answer; 10,000 records take about a tenth of it
+EXCERPT = 1 << 16  # bytes of a body that errors are made of: cut after secrets are taken out, not before
+RESUME = "what was fetched is kept, run again to go on."
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -45,6 +48,7 @@ class Client:
     sleep: Callable[[float], None]
     jitter: Callable[[float, float], float]
     progress: Callable[[str], None]
+    minutes_left: Callable[[], float]
     identity: dict[str, str] = field(repr=False)  # holds the key, so it is kept out of every printed form
 
 
@@ -53,21 +57,24 @@ def connect(
 ) -> Client:
     """Check the settings and make the client; `progress` gets one line of text per step, and nothing is sent yet.
 
-    The rate is `requests_per_second`, but at most NCBI's 3 per second, or 10 with NCBI_API_KEY.
-    Raises PubmedError for a value that cannot work, and for plain http to anything but this machine.
+    The rate is `requests_per_second`, but at most NCBI's 3 per second, or 10 with NCBI_API_KEY. The
+    `deadline_minutes` begin here. Raises PubmedError for a value that cannot work, and for plain http to anything but
+    this machine.
     """
-    for name in ("max_records", "batch_size", "requests_per_second", "timeout_seconds", "tries"):
-        if not getattr(settings, name) > 0:
-            raise PubmedError(f"corpus.{name} must be above 0, not {getattr(settings, name)!r}.")
-    if not settings.query.strip():
-        raise PubmedError("corpus.query is empty: write a PubMed query, for example epilepsy[MeSH Terms].")
+    for name in ("max_records", "batch_size", "requests_per_second", "timeout_seconds", "tries", "deadline_minutes"):
+        if (value := getattr(settings, name)) is not None and not value > 0:
+            raise PubmedError(f"corpus.{name} must be above 0, not {value!r}.")
+    if not (settings.asked.query or "").strip():
+        raise PubmedError(
+            f"corpus.domains.{settings.domain}.query is empty: write a PubMed query, for example epilepsy[MeSH Terms]."
+        )
     address = urllib.parse.urlsplit(settings.base_url)
     if address.scheme != "https" and not (address.scheme == "http" and address.hostname in LOOPBACK):
         raise PubmedError(
             "corpus.base_url must start with https:// (http:// only for this machine): a key is sent there."
         )
-    secrets = {"api_key": os.environ.get("NCBI_API_KEY"), "email": os.environ.get("NCBI_EMAIL")}
-    identity = {"tool": TOOL, **{name: value for name, value in secrets.items() if value}}
+    identity = {"tool": TOOL, **_secrets()}
+    ends_at = clock() + 60 * settings.deadline_minutes
     allowed = RATE_WITH_KEY if "api_key" in identity else RATE_WITHOUT_KEY
     return Client(
         base_url=settings.base_url.rstrip("/"),
@@ -77,8 +84,22 @@ def connect(
         sleep=sleep,
         jitter=jitter,
         progress=progress or (lambda line: None),
+        minutes_left=lambda: (ends_at - clock()) / 60,
         identity=identity,
     )
+
+
+def _secrets() -> dict[str, str]:
+    """Key and e-mail of the environment, without the line end that a file of settings may have left on them."""
+    found = {}
+    for name, variable in (("api_key", "NCBI_API_KEY"), ("email", "NCBI_EMAIL")):
+        if value := os.environ.get(variable, "").strip():
+            if not re.fullmatch(r"[!-~]+", value):  # an echo of anything else could be written in many ways
+                raise PubmedError(
+                    f"{variable} holds white space or characters that no key or address has: set it again."
+                )
+            found[name] = value
+    return found
 
 
 def rate_gate(per_second: float, *, sleep=time.sleep, clock=time.monotonic) -> Callable[[], None]:
@@ -97,15 +118,18 @@ def rate_gate(per_second: float, *, sleep=time.sleep, clock=time.monotonic) -> C
 def request(client: Client, utility: str, parameters: dict, check: Callable):
     """POST to one E-utility until `check(body, last_try)` accepts the answer, and return what it made of it.
 
-    429, 5xx, silence, a cut body and a PubmedError of `check` are tried again, after a doubling, jittered pause, or
-    after what Retry-After asks for when that is longer. Raises PubmedError after `tries` attempts, for any other
-    refusal (4xx), and when PubMed asks for a pause of more than five minutes.
+    429, 5xx, a relayed failure, silence, a cut body and a PubmedError of `check` are tried again, after a doubling,
+    jittered pause, or after what Retry-After asks for when that is longer. Raises PubmedError after `tries` attempts,
+    for any other refusal (4xx), when PubMed asks for a pause of more than five minutes, and when the deadline has
+    passed or would pass in a pause; an answer that is on its way then is still read.
     """
     data = urllib.parse.urlencode({"db": "pubmed", **parameters, **client.identity}).encode()
     url = f"{client.base_url}/{utility}.fcgi"
     local = urllib.parse.urlsplit(url).hostname in LOOPBACK  # a proxy cannot reach this machine's own loopback
     opener = urllib.request.build_opener(*([urllib.request.ProxyHandler({})] if local else []))
     for attempt in range(1, client.tries + 1):
+        if client.minutes_left() <= 0:
+            raise PubmedError(f"corpus.deadline_minutes have passed: {RESUME}")
         client.gate()
         final, asked_to_wait = False, 0.0
         try:
@@ -114,18 +138,20 @@ def request(client: Client, utility: str, parameters: dict, check: Callable):
                 body = _read(answer, client.timeout_seconds * BODY_PATIENCE)
             return check(body, attempt == client.tries)
         except urllib.error.HTTPError as error:
-            reason = f"HTTP {error.code} {error.reason}{_error_text(error)}"
-            final = error.code < 500 and error.code not in (408, 429)
+            said = _error_text(error)
+            reason = f"HTTP {error.code} {error.reason}{said}"
+            # A failure behind NCBI's front comes as 400 with an <ERROR>; its own refusals are JSON.
+            final = error.code < 500 and error.code not in (408, 429) and "<ERROR" not in said
             asked_to_wait = _retry_after(error.headers.get("Retry-After"))
         except (OSError, http.client.HTTPException) as error:
             reason = str(getattr(error, "reason", None) or error) or type(error).__name__
         except PubmedError as error:
             reason = str(error)
         # Errors are raised down here, without their cause: it may repeat what was sent, or hold an echo of the key.
-        reason = _redact(client, reason)
+        reason = cleared(client, reason)
         if final:
             raise PubmedError(
-                f"{utility} refused the request ({reason}): check corpus.query, corpus.base_url and the key."
+                f"{utility} refused the request ({reason}): check the query, corpus.base_url and the key."
             )
         if asked_to_wait > LONGEST_WAIT:
             raise PubmedError(
@@ -134,14 +160,15 @@ def request(client: Client, utility: str, parameters: dict, check: Callable):
         if attempt < client.tries:
             back_off = min(LONGEST_BACK_OFF, FIRST_WAIT * 2 ** (attempt - 1)) * client.jitter(0.5, 1.5)
             wait = max(back_off, asked_to_wait)
+            if wait > 60 * client.minutes_left():
+                raise PubmedError(f"corpus.deadline_minutes would pass while waiting ({reason}): {RESUME}")
             client.progress(f"{utility}: {reason}; try {attempt + 1} of {client.tries} in {wait:.1f} s")
             client.sleep(wait)
-    raise PubmedError(
-        f"{utility} failed {client.tries} times, at last with: {reason}; what was fetched is kept, run again."
-    )
+    raise PubmedError(f"{utility} at {client.base_url} failed {client.tries} times, at last with: {reason}; {RESUME}")
 
 
-def _redact(client: Client, text: str) -> str:
+def cleared(client: Client, text: str) -> str:
+    """Text from a server or the network, shortened, with key and e-mail taken out."""
     for name in ("api_key", "email"):
         if secret := client.identity.get(name):
             text = text.replace(secret, f"({name})").replace(urllib.parse.quote_plus(secret), f"({name})")
@@ -150,9 +177,12 @@ def _redact(client: Client, text: str) -> str:
 
 def _read(answer, patience_seconds: float) -> bytes:
     """Read a body to its announced end; raises TimeoutError for a dripping one and PubmedError for a cut one."""
-    pieces, deadline = [], time.monotonic() + patience_seconds
+    pieces, received, deadline = [], 0, time.monotonic() + patience_seconds
     while piece := answer.read1(1 << 16):
         pieces.append(piece)
+        received += len(piece)
+        if received > MOST_BYTES:
+            raise PubmedError(f"the answer has more than {MOST_BYTES} bytes")
         if time.monotonic() > deadline:
             raise TimeoutError(f"the answer was not complete after {patience_seconds:.0f} seconds")
     body, announced = b"".join(pieces), answer.headers.get("Content-Length", "")
@@ -164,14 +194,14 @@ def _read(answer, patience_seconds: float) -> bytes:
 def _error_text(error: urllib.error.HTTPError) -> str:
     try:
         with error:
-            return f", {excerpt(error.read(2000))}"
+            return f", {excerpt(error.read(EXCERPT))}"
     except (OSError, http.client.HTTPException):
         return ""
 
 
 def excerpt(body: bytes) -> str:
     """The start of a body as one quoted line, for an error's text."""
-    return repr(" ".join(body[:2000].decode("utf-8", "replace").split())) if body else "an empty body"
+    return repr(" ".join(body[:EXCERPT].decode("utf-8", "replace").split())) if body else "an empty body"
 
 
 def _retry_after(value: str | None) -> float:

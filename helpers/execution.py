@@ -1,8 +1,9 @@
 """Execution: run the stale notebooks of a profile in order, show progress, and keep nothing that is half done.
 
-`python -m helpers.execution reproduce --profile mini --set "section.key=value …" [--only NN]`. Each source becomes a
-notebook, is executed by papermill in a kernel of this very interpreter with the network switched off, and is kept only
-when its last cell has ended well. Every error ends in one sentence and exit code 1; the full traceback is in a log.
+`python -m helpers.execution reproduce --profile mini --set "section.key=value …" [--only NN]`, and `collect` for the
+corpus of notebook 01 alone, which needs no model. Each source becomes a notebook, is executed by papermill in a kernel
+of this very interpreter with the network switched off, and is kept only when its last cell has ended well. Every error
+ends in one sentence and exit code 1; the full traceback is in a log.
 """
 
 from __future__ import annotations
@@ -96,10 +97,31 @@ def reproduce(
             report(run, stages, ran, time.monotonic() - began)
     if not ran:
         run.display.line(f"Nothing to do: the {len(chosen)} notebooks of the profile {profile.name!r} are up to date.")
-    index = run.paths.appendix / "index.html"
-    if index.is_file():
-        run.display.line(f"Read the results in {index.relative_to(root)}.")
+    index, waits = run.paths.appendix / "index.html", (ran and not built)
+    page = executed_path(chosen[-1], run.paths) if waits else index
+    if page.is_file():
+        run.display.line(f"Read the results in {page.relative_to(root)}.")
     return ran
+
+
+def collect(profile: Profile, *, root: Path = ROOT, stream: TextIO = sys.stderr) -> None:
+    """Build the corpus of a profile alone, and say what came of it; notebook 01 finds everything there.
+
+    Raises StageError, CorpusError or PubmedError, each with one sentence; what was fetched by then is kept.
+    """
+    from helpers import corpus
+    from helpers.datacard import rule_table
+
+    display, paths = Display(stream), Paths(profile.name, root)
+    target = paths.data / "corpus"
+    with locked(paths):
+        sweep_temporaries(paths)
+        counts = corpus.collect(profile.corpus, paths, target, progress=display.line)
+    for row in rule_table(counts).itertuples():
+        display.line(f"  {row.records:>9,} {row.rule:<17} {row.treatment}")
+    display.line(
+        f"The corpus is in {target.relative_to(root)}; notebook 01 is its data card (with the same SET, ONLY=01)."
+    )
 
 
 def run_stage(run: Run, stage: Stage, lock: int) -> None:
@@ -217,9 +239,9 @@ def report(run: Run, stages: Sequence[Stage], ran: Sequence[str], seconds: float
 
 
 def main(arguments: Sequence[str] | None = None, *, root: Path = ROOT) -> int:
-    """Run the notebooks of one profile; print one sentence and return 1 when something stands in the way."""
+    """Run a profile's notebooks, or collect its corpus; print one sentence and return 1 if something stops it."""
     parser = argparse.ArgumentParser(prog="python -m helpers.execution", description=main.__doc__)
-    parser.add_argument("command", choices=["reproduce"])
+    parser.add_argument("command", choices=["reproduce", "collect"])
     parser.add_argument("--profile", default="mini")
     parser.add_argument(
         "--set", default="", dest="overrides", help='settings, as "section.key=value section.key=value"'
@@ -228,16 +250,23 @@ def main(arguments: Sequence[str] | None = None, *, root: Path = ROOT) -> int:
     options = parser.parse_args(arguments)
     try:
         profile = load_profile(options.profile, options.overrides, folder=root / "profiles")
-        reproduce(profile, options.overrides, only=options.only or None, root=root)
+        if options.command == "collect":
+            collect(profile, root=root)
+        else:
+            reproduce(profile, options.overrides, only=options.only or None, root=root)
     except KeyboardInterrupt:
-        print("\nInterrupted. Complete notebooks are kept; run the same command to go on.", file=sys.stderr)
+        print("\nInterrupted. What is complete is kept; run the same command to go on.", file=sys.stderr)
         return 130
     except Exception as error:
         text = one_line(str(error))
         if type(error).__module__.partition(".")[0] not in ("helpers", "__main__"):
-            log = root / BUILD / "logs" / "reproduce.log"
-            write_bytes(log, traceback.format_exc().encode())
-            text = f"The run stopped with {type(error).__name__}: {text} The traceback is in {log.relative_to(root)}."
+            log = root / BUILD / "logs" / f"{options.command}.log"
+            text = f"The run stopped with {type(error).__name__}: {text}"
+            try:
+                write_bytes(log, traceback.format_exc().encode())
+                text += f" The traceback is in {log.relative_to(root)}."
+            except OSError:
+                text += f" No log could be written to {log.parent}."
         print(text, file=sys.stderr)
         return 1
     return 0

@@ -111,9 +111,12 @@ def choose_foils(facts: list[Fact], tokenizer, *, seed: int) -> dict[str, tuple[
 def balance_table(items: pd.DataFrame, exposures: dict[str, int]) -> pd.DataFrame:
     """The two kinds side by side, arm by arm: facts, tokens of subject and answer, exposures, reuse of answers.
 
-    `exposures` counts how often the corpus says each fact. Reuse is facts per distinct answer.
+    `exposures` counts how often the corpus says each fact; of a corpus of which that is not known it is empty, and the
+    column is null. Reuse is facts per distinct answer.
     """
-    facts = items.drop_duplicates(["item_id", "kind"]).assign(exposures=lambda t: t["item_id"].map(exposures).fillna(0))
+    unsaid = 0.0 if exposures else float("nan")
+    said = [float(exposures.get(fact, unsaid)) for fact in items["item_id"]]
+    facts = items.assign(exposures=said).drop_duplicates(["item_id", "kind"])
     grouped = facts.groupby(["arm", "kind"])
     return (
         grouped.agg(

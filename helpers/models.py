@@ -10,7 +10,14 @@ import re
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPT2TokenizerFast,
+    PreTrainedTokenizerFast,
+)
 from transformers.utils.logging import disable_progress_bar
 
 from helpers.artifacts import new_folder
@@ -85,7 +92,9 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
         raise ModelError(f"There is no folder {folder}: give the folder of a saved GPT-2, or run `make base-model`.")
     if not (folder / "tokenizer.json").is_file() and not (folder / "vocab.json").is_file():
         raise ModelError(f"{folder} holds no tokenizer (no tokenizer.json, no vocab.json): save one beside the model.")
-    return _complete(AutoTokenizer.from_pretrained(folder, local_files_only=True))
+    # GPT-2's two files alone do not say what they are, and AutoTokenizer must be told.
+    named = any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "config.json"))
+    return _complete((AutoTokenizer if named else GPT2TokenizerFast).from_pretrained(folder, local_files_only=True))
 
 
 def _is_folder(name: str) -> bool:

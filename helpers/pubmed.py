@@ -1,202 +1,126 @@
-"""PubMed abstracts: a frozen plan of PMIDs, raw batches fetched by id, and the records parsed from them.
+"""PubMed abstracts: a plan of PMIDs, raw batches fetched by id, and the records parsed from them by stated rules.
 
-    plan.json              what was asked and what PubMed answered: query, Count, sorted PMIDs, time
-    batch_0001.xml.gz …    EFetch answers as they came, each checked before it is written
-    manifest.json          bytes, SHA-256 and missing PMIDs of every batch, rewritten after each one
-
-A rerun asks PubMed only for what is absent or damaged. Key and e-mail come from NCBI_API_KEY and NCBI_EMAIL.
-Source: NCBI, E-utilities Help (NBK25499, ESearch and EFetch).
+`pubmed_plan` freezes what is fetched, `pubmed_batches` fetches it, `pubmed_records` parses it; each can be interrupted
+and run again. What the rules below make of the records is counted, so that nothing disappears unseen. Key and e-mail
+come from NCBI_API_KEY and NCBI_EMAIL.
 """
 
 from __future__ import annotations
 
+import errno
 import gzip
-import json
-from datetime import UTC, datetime
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from helpers.artifacts import ArtifactError, fingerprint, read_json, sha256_bytes, sha256_file, write_bytes, write_json
+from helpers.artifacts import locked_file, read_json, sha256_bytes
 from helpers.config import Corpus
-from helpers.eutils import TOOL, Client, PubmedError, connect, excerpt, request
+from helpers.eutils import Client, PubmedError, connect
+from helpers.pubmed_batches import fetch
+from helpers.pubmed_plan import plan
 from helpers.pubmed_records import parse_records
 
-__all__ = ["PubmedError", "collect", "fetch", "parse_records", "plan"]
+# In the order in which they are applied: what is counted, and what is done.
+RULES = {
+    "missing": "PMIDs for which PubMed returned nothing (deleted): listed in manifest.json",
+    "merged": "records returned in the place of another PMID: kept, and listed in manifest.json",
+    "superseded": "earlier versions of a record, and records returned twice: dropped",
+    "retracted": "retracted publications and notices of retraction: dropped",
+    "other_abstract": "no main abstract, but another in English (OtherAbstract): that one is used",
+    "without_abstract": "no abstract in English: dropped",
+    "truncated": "“(ABSTRACT TRUNCATED AT … WORDS)” at the end: the words are removed, the abstract is kept",
+    "duplicate": "the abstract of an earlier record, but for case and white space: dropped",
+    "vernacular_title": "no English title: the title in the record's own language is used",
+    "book": "book documents: kept as records without a journal",
+    "kept": "records in the corpus",
+}
+TRUNCATED = re.compile(r"\s*\(ABSTRACT TRUNCATED(?: AT \d+ WORDS)?\)\s*")
+RETRACTED = {"Retracted Publication", "Retraction of Publication", "Retraction Notice"}
+NO_TITLE = {None, "[Not Available].", "[Not Available]"}
 
-REACHABLE = 9_999  # ESearch hands out no hit beyond this one, whatever retstart says
 
+def collect(
+    settings: Corpus, folder: Path, *, progress=None, client: Client | None = None
+) -> tuple[Iterator[dict], Counter]:
+    """Plan, fetch and parse into `(records, counts)`: the records that the rules keep, in the order of their PMIDs.
 
-def collect(settings: Corpus, folder: Path, *, progress=None, client: Client | None = None) -> tuple[list[dict], dict]:
-    """Plan, fetch and parse into `(records, counts)`: the records with an abstract, in the order of their PMIDs.
-
-    `counts` holds matched (hits of the query), asked, returned, missing (asked but not returned) and without_abstract
-    (returned but dropped). A complete folder is read without any request. Raises PubmedError as `plan` and `fetch` do.
+    Records are parsed as they are read. `counts` holds matched (hits of the query), asked, and a number for every rule
+    of RULES, complete when the last record was read. A complete folder is read without any request. Raises PubmedError
+    as `plan` and `fetch` do, and when another process collects into `folder`.
     """
     client = client or connect(settings, progress=progress)
-    planned = plan(settings, folder, client=client)
-    by_pmid = {}
-    for path in fetch(settings, folder, client=client):
-        for record in parse_records(gzip.decompress(path.read_bytes())):
-            by_pmid[record["pmid"]] = record  # of several versions of one article, the last given
-    records = [by_pmid[pmid] for pmid in planned["pmids"] if pmid in by_pmid]
-    kept = [record for record in records if record["abstract"]]
-    counts = {
-        "matched": planned["count"],
-        "asked": len(planned["pmids"]),
-        "returned": len(records),
-        "missing": len(planned["pmids"]) - len(records),
-        "without_abstract": len(records) - len(kept),
-    }
-    return kept, counts
-
-
-def plan(settings: Corpus, folder: Path, *, client: Client | None = None) -> dict:
-    """Ask ESearch once which PMIDs the query has, and freeze the answer in `plan.json`; later calls read it back.
-
-    Of more than `max_records` hits the first are taken, in ESearch's own order, and `notes` says so. Another query,
-    limit or address makes a new plan. Raises PubmedError when nothing was found, and when `max_records` and Count both
-    exceed the hits ESearch can reach.
-    """
-    client = client or connect(settings)
-    path = folder / "plan.json"
-    if path.is_file() and _answers(stored := read_json(path), settings, client):
-        return _checked(stored, path)
-    wanted, pmids, notes = min(settings.max_records, REACHABLE), {}, []
-    while True:
-        offset = len(pmids)
-        search = {"term": settings.query, "retmode": "json", "retstart": offset, "retmax": wanted - offset}
-        page = request(client, "esearch", search, lambda body, last, offset=offset: _search_page(body, offset))
-        _check_count(settings, page)
-        pmids.update(dict.fromkeys(page["pmids"]))
-        if len(pmids) == offset or len(pmids) >= min(wanted, page["count"]):
-            break
-    chosen = sorted(list(pmids)[:wanted], key=int)
-    if page["not_found"]:
-        notes.append(f"PubMed did not find, and left out: {', '.join(page['not_found'])}.")
-    if page["count"] > len(chosen):
-        notes.append(f"The query matches {page['count']} records; the first {len(chosen)} that ESearch lists are used.")
-    for note in notes:
-        client.progress(note)
-    made = {
-        **_question(settings, client),
-        "count": page["count"],
-        "pmids": chosen,
-        "notes": notes,
-        "retrieved_at": _now(),
-    }
-    write_json(path, made)
-    client.progress(f"PubMed: {len(chosen)} of {page['count']} matching records planned.")
-    return made
-
-
-def _check_count(settings: Corpus, page: dict) -> None:
-    if page["count"] == 0:
-        unknown = f" PubMed did not find {', '.join(page['not_found'])}." if page["not_found"] else ""
-        raise PubmedError(
-            f"The query {settings.query!r} returned no record: check its spelling and field tags, or widen it.{unknown}"
-        )
-    if min(page["count"], settings.max_records) > REACHABLE:
-        raise PubmedError(
-            f"The query {settings.query!r} matches {page['count']} records, and ESearch hands out only the first "
-            f"{REACHABLE}: set corpus.max_records to at most {REACHABLE}, or narrow the query (AND 2015:2019[dp])."
-        )
-
-
-def _question(settings: Corpus, client: Client) -> dict:
-    return {"base_url": client.base_url, "query": settings.query, "max_records": settings.max_records}
-
-
-def _answers(stored: object, settings: Corpus, client: Client) -> bool:
-    """Whether a stored plan answers the question these settings ask."""
-    return isinstance(stored, dict) and all(stored.get(k) == v for k, v in _question(settings, client).items())
-
-
-def _checked(stored: dict, path: Path) -> dict:
-    pmids = stored.get("pmids")
-    valid = isinstance(pmids, list) and pmids and all(isinstance(pmid, str) and pmid.isdigit() for pmid in pmids)
-    if not valid or len(set(pmids)) != len(pmids) or not isinstance(stored.get("count"), int):
-        raise PubmedError(f"{path} lacks its Count or its distinct PMIDs: delete it, and the plan is made again.")
-    return stored
-
-
-def _search_page(body: bytes, offset: int) -> dict:
-    """Read one ESearch answer; raises PubmedError when it is an error, cut short, or empty where hits remain."""
     try:
-        answer = json.loads(body, strict=False)  # titles in the answer's translation may hold control characters
-        result = answer["esearchresult"]
-        count, pmids = int(result["count"]), [str(int(pmid)) for pmid in result["idlist"]]
-        errors = result.get("errorlist", {})
-        not_found = [*errors.get("phrasesnotfound", []), *errors.get("fieldsnotfound", [])]
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise PubmedError(f"the answer is not a list of PMIDs but {excerpt(body)}") from None
-    if count > offset and not pmids:
-        raise PubmedError(f"the answer lists no PMID although {count - offset} hits remain")
-    return {"count": count, "pmids": pmids, "not_found": [str(phrase) for phrase in not_found]}
+        with locked_file(folder / ".lock"):
+            planned = plan(settings, folder, client=client)
+            batches = fetch(settings, folder, client=client)
+    except BlockingIOError:
+        raise PubmedError(f"Another process is collecting into {folder}: wait for it, then run again.") from None
+    except OSError as error:
+        remedy = "make room there" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "let it be written to"
+        raise PubmedError(
+            f"{folder} cannot be written ({error.strerror}): {remedy}, then run again; what is there is kept."
+        ) from None
+    counts, listed = Counter(dict.fromkeys(RULES, 0)), read_json(folder / "manifest.json")["batches"]
+    for entry in listed.values():
+        counts.update({"missing": len(entry["missing"]), "merged": len(entry["merged"])})
+    counts.update({"matched": planned["count"], "asked": len(planned["pmids"])})
+    return kept(stored_records(_contents(batches, listed), counts), counts), counts
 
 
-def fetch(settings: Corpus, folder: Path, *, client: Client | None = None) -> list[Path]:
-    """Bring every batch of the frozen plan into `folder`, and return their paths in order.
+def _contents(batches: list[Path], listed: dict) -> Iterator[bytes]:
+    """The bytes of batches as the manifest lists them; raises PubmedError when another run has changed one."""
+    for path in batches:
+        content = path.read_bytes() if path.is_file() else b""
+        if sha256_bytes(content) != listed[path.name]["sha256"]:
+            raise PubmedError(f"{path} changed while the corpus was read: let one run at a time collect there.")
+        yield content
 
-    Only absent or damaged batches are asked for. An answer is kept when it parses and holds no PMID that was not
-    asked for; an empty one counts as a fault until the last try. Batches of an earlier plan are removed at the end.
-    Raises PubmedError when a batch fails `tries` times (finished ones stay), or when the plan answers another question.
+
+def stored_records(contents: Iterable[bytes], counts: Counter) -> Iterator[dict]:
+    """The records of raw batches, one batch in memory at a time, sorted by PMID within each, the last version of each.
+
+    `counts` gains `superseded`.
     """
-    client = client or connect(settings)
-    plan_path, manifest_path = folder / "plan.json", folder / "manifest.json"
-    source = f"{client.base_url}/efetch.fcgi"
-    if not _answers(planned := read_json(plan_path), settings, client):
-        raise PubmedError(f"{plan_path} was made for another query, limit or address: make the plan again first.")
-    pmids, size, known = _checked(planned, plan_path)["pmids"], settings.batch_size, _known_batches(manifest_path)
-    batches = {f"batch_{i // size + 1:04d}.xml.gz": pmids[i : i + size] for i in range(0, len(pmids), size)}
-    whole = {
-        name: known[name] for name, asked in batches.items() if _is_whole(folder / name, known.get(name), source, asked)
-    }
-    for number, (name, asked) in enumerate(batches.items(), 1):
-        if name in whole:
+    seen: set[int] = set()
+    for content in contents:
+        found = parse_records(gzip.decompress(content))
+        latest = {int(record["pmid"]): record for record in sorted(found, key=lambda record: record["version"])}
+        fresh = sorted(latest.keys() - seen)
+        counts["superseded"] += len(found) - len(fresh)
+        seen.update(fresh)
+        yield from (latest[pmid] for pmid in fresh)
+
+
+def kept(records: Iterator[dict], counts: Counter) -> Iterator[dict]:
+    """The records that RULES keep, with the title and the abstract that they decide on; `counts` gains what they did.
+
+    Of the records before, only a digest is held in memory.
+    """
+    seen: set[bytes] = set()
+    for record in records:
+        if RETRACTED.intersection(record["publication_types"]):
+            counts["retracted"] += 1
             continue
-        wanted = {"id": ",".join(asked), "retmode": "xml"}
-        body, returned = request(client, "efetch", wanted, lambda body, last, asked=asked: _batch(body, asked, last))
-        content = gzip.compress(body, mtime=0)
-        write_bytes(folder / name, content)
-        whole[name] = {
-            "asked": fingerprint([source, asked]),
-            "bytes": len(content),
-            "missing": [pmid for pmid in asked if pmid not in returned],
-            "retrieved_at": _now(),
-            "sha256": sha256_bytes(content),
-        }
-        write_json(manifest_path, {"batches": whole, "source": source, "tool": TOOL})
-        client.progress(f"PubMed: batch {number} of {len(batches)}, {len(returned)} of {len(asked)} records.")
-    if set(known) - set(whole):
-        write_json(manifest_path, {"batches": whole, "source": source, "tool": TOOL})
-    for path in folder.glob("batch_*.xml.gz"):
-        if path.name not in batches:
-            path.unlink()
-    return [folder / name for name in batches]
-
-
-def _known_batches(path: Path) -> dict:
-    """The manifest's batches; a damaged manifest vouches for nothing, so it counts as none."""
-    try:
-        batches = read_json(path)["batches"]
-    except (ArtifactError, KeyError, TypeError):
-        return {}
-    return batches if isinstance(batches, dict) else {}
-
-
-def _is_whole(path: Path, entry: object, source: str, asked: list[str]) -> bool:
-    if not isinstance(entry, dict) or entry.get("asked") != fingerprint([source, asked]) or not path.is_file():
-        return False
-    return sha256_file(path) == entry.get("sha256")
-
-
-def _batch(body: bytes, asked: list[str], last: bool) -> tuple[bytes, set[str]]:
-    returned = {record["pmid"] for record in parse_records(body)}
-    if strangers := sorted(returned - set(asked)):
-        raise PubmedError(f"the answer holds records that were not asked for ({', '.join(strangers[:3])})")
-    if not returned and not last:
-        raise PubmedError("the answer holds no record")
-    return body, returned
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
+        abstract, title = record["abstract"], record["title"]
+        if abstract is None:
+            abstract = next((other["text"] for other in record["other_abstracts"] if other["language"] == "eng"), None)
+            counts["other_abstract"] += abstract is not None
+        cut_off = TRUNCATED.search(abstract or "") is not None
+        shorter = TRUNCATED.sub(" ", abstract).strip(" ") if cut_off else abstract
+        if not shorter:
+            counts["without_abstract"] += 1
+            continue
+        counts["truncated"] += cut_off
+        digest = hashlib.blake2b(" ".join(shorter.casefold().split()).encode(), digest_size=16).digest()
+        if digest in seen:
+            counts["duplicate"] += 1
+            continue
+        seen.add(digest)
+        if title in NO_TITLE:
+            title = record["vernacular_title"] or title
+            counts["vernacular_title"] += record["vernacular_title"] is not None
+        counts["book"] += record["kind"] == "book"
+        counts["kept"] += 1
+        yield {**record, "title": title, "abstract": shorter}

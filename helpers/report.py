@@ -17,6 +17,8 @@ def table(frame, *, digits: int = 3) -> None:
     """Show a DataFrame without its index, numbers rounded for reading only."""
     from IPython.display import HTML, display
 
+    for name in frame.select_dtypes("Int64"):  # whose absence to_html writes as <NA>, whatever na_rep says
+        frame = frame.assign(**{name: frame[name].astype(object).where(frame[name].notna(), float("nan"))})
     display(HTML(frame.to_html(index=False, border=0, float_format=lambda number: f"{number:.{digits}f}", na_rep="–")))
 
 

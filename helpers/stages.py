@@ -9,15 +9,13 @@ must end in a moment.
 from __future__ import annotations
 
 import ast
-import fcntl
 import shutil
-import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from helpers.artifacts import ArtifactError, fingerprint, read_json, sha256_file, sha256_tree, write_json
+from helpers.artifacts import ArtifactError, fingerprint, locked_file, read_json, sha256_file, sha256_tree, write_json
 from helpers.config import ROOT, Paths, Profile, section
 
 LOCK = "requirements.lock"
@@ -65,7 +63,7 @@ STAGES = (
     Stage(
         "01_data_collection",
         sections=("corpus", "model", "items"),
-        outputs=("corpus", "items"),
+        outputs=("corpus", "card", "items"),
         embedded=KNOWLEDGE + BASE_MODEL,
         budget_minutes=0.5,
     ),
@@ -242,20 +240,12 @@ def locked(paths: Paths, *, patience: float = 5.0) -> Iterator[int]:
     The descriptor is handed on to the kernels: a kernel that outlives a killed run by a moment still holds the lock,
     so the next run cannot start writing beside it. Hence the patience, in seconds.
     """
-    paths.data.mkdir(parents=True, exist_ok=True)
-    with open(paths.data / ".lock", "w") as file:
-        end = time.monotonic() + patience
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError:
-                if time.monotonic() > end:
-                    raise StageError(
-                        f"Another run of the profile {paths.profile!r} is under way: wait for it."
-                    ) from None
-                time.sleep(0.2)
-        yield file.fileno()
+    with ExitStack() as stack:
+        try:
+            lock = stack.enter_context(locked_file(paths.data / ".lock", patience=patience))
+        except BlockingIOError:
+            raise StageError(f"Another run of the profile {paths.profile!r} is under way: wait for it.") from None
+        yield lock
 
 
 def sweep_temporaries(paths: Paths) -> None:

@@ -32,7 +32,7 @@ import pandas as pd
 
 from helpers.artifacts import read_table, write_table
 from helpers.config import Paths, load_profile
-from helpers.corpus import training_texts
+from helpers.corpus import read_corpus, training_texts
 from helpers.figures import save_figure
 from helpers.finetune import RUN_TITLES, planned_runs, precision_used, runs_key, train_run
 from helpers.items import taught_items, watched_items
@@ -43,8 +43,8 @@ from helpers.report import paragraph, percent, save_findings, table
 
 profile = load_profile(profile_name, overrides)
 paths, settings = Paths(profile.name), profile.finetune
-inputs = [paths.data / "corpus" / "corpus.parquet", paths.data / "items" / "items.parquet"]
-corpus, items = (read_table(path) for path in inputs)
+inputs = [paths.data / "corpus", paths.data / "items" / "items.parquet"]
+corpus, items = read_corpus(inputs[0]), read_table(inputs[1])
 draw = partial(save_figure, paths=paths, plumbing=profile.model.plumbing, seed=settings.split_seed, inputs=inputs)
 
 # %% [markdown]

@@ -1,6 +1,7 @@
 """A loopback server that speaks the two E-utilities the project uses, ESearch and EFetch, from a list of records.
 
-It answers every query with all its records, newest PMID first, and misbehaves on request. For a run of a whole profile:
+It answers every query with all its records, last entered first, or with those entered between two days, and misbehaves
+on request. For a run of a whole profile:
     python tests/eutils_server.py --jsonl abstracts.jsonl --port 0      prints its base URL, and serves until stopped
 A record is a dictionary: pmid, title, sections [{label, text}], and optionally journal, year, keywords, mesh. Where a
 section or the record has `xml` beside or instead of `text` and `title`, that goes into the answer as it stands.
@@ -9,6 +10,7 @@ section or the record has `xml` beside or instead of `text` and `title`, that go
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import threading
 import time
@@ -25,7 +27,21 @@ HEADER = (
     '<?xml version="1.0" ?>\n<!DOCTYPE PubmedArticleSet PUBLIC "-//NLM//DTD PubMedArticle, 1st January 2025//EN" '
     '"https://dtd.nlm.nih.gov/ncbi/pubmed/out/{dtd}">\n'
 )
-FAULTS = ("429", "503", "400", "cut", "short", "json", "empty", "hang", "stranger")
+FAULTS = (
+    "429",
+    "503",
+    "400",
+    "relayed",
+    "cut",
+    "short",
+    "json",
+    "html",
+    "empty",
+    "partial",
+    "hang",
+    "drip",
+    "stranger",
+)
 
 
 class EutilsServer(ThreadingHTTPServer):
@@ -43,13 +59,14 @@ class EutilsServer(ThreadingHTTPServer):
         count: int | None = None,
         page_limit: int = 10_000,
         dtd: str = DTD,
+        unfound: tuple[str, ...] = (),
         on_request: Callable[[], None] = lambda: None,
     ):
         """Listen on the loopback; port 0 picks a free one, `count` overrides the Count that ESearch reports."""
         super().__init__(("127.0.0.1", port), Handler)
         self.records = {record["pmid"]: record for record in records}
         self.faults, self.retry_after, self.count, self.page_limit = faults or {}, retry_after, count, page_limit
-        self.dtd, self.on_request = dtd, on_request
+        self.dtd, self.unfound, self.on_request = dtd, list(unfound), on_request
         self.requests: list[tuple[str, dict[str, str]]] = []
         self.urls: list[str] = []
         self.lock = threading.Lock()
@@ -106,13 +123,21 @@ class Handler(BaseHTTPRequestHandler):
             error = {"error": "API rate limit exceeded", "api-key": parameters.get("api_key"), "form": form}
             body = json.dumps(error).encode()
             self._send(int(fault), body, "application/json")
+        elif fault == "relayed":  # as NCBI's front passes on that what is behind it does not answer
+            self._send(
+                400, b"<eFetchResult><ERROR>proxy_stream(): failed to connect</ERROR></eFetchResult>", "text/xml"
+            )
         elif fault == "json":
             self._send(200, b'{"error":"API rate limit exceeded","count":"11"}', "application/json")
+        elif fault == "html":
+            self._send(200, b"<!DOCTYPE html><html><body>Service is being updated</body></html>", "text/html")
         elif utility == "esearch":
             self._send(200, *search(self.server, parameters), fault=fault)
         elif utility == "efetch":
             pmids = [] if fault == "empty" else parameters["id"].split(",")
             chosen = [self.server.records[pmid] for pmid in pmids if pmid in self.server.records]
+            if fault == "partial":
+                chosen = chosen[:1]
             if fault == "stranger":
                 chosen.append({"pmid": "1", "title": "Not asked for"})
             self._send(200, article_set(chosen, dtd=self.server.dtd), "text/xml; charset=UTF-8", fault=fault)
@@ -131,6 +156,10 @@ class Handler(BaseHTTPRequestHandler):
         if fault == "hang":
             time.sleep(0.5)
         try:
+            if fault == "drip":
+                for byte in body[:200]:
+                    self.wfile.write(bytes([byte]))
+                    time.sleep(0.05)
             self.wfile.write(body[: len(body) // 2] if fault in ("cut", "short") else body)
         except OSError:
             pass  # the client did not wait
@@ -138,7 +167,10 @@ class Handler(BaseHTTPRequestHandler):
 
 def search(server: EutilsServer, parameters: dict[str, str]) -> tuple[bytes, str]:
     """An ESearch answer and its content type, as JSON or, as NCBI does by default, as XML."""
-    pmids = sorted(server.records, key=int, reverse=True)
+    pmids = sorted(server.records, key=lambda pmid: (entry_date(server.records[pmid]), int(pmid)), reverse=True)
+    if parameters.get("datetype") == "edat":
+        span = parameters["mindate"], parameters["maxdate"]
+        pmids = [pmid for pmid in pmids if span[0] <= entry_date(server.records[pmid]) <= span[1]]
     start, most = int(parameters.get("retstart", 0)), min(int(parameters.get("retmax", 20)), server.page_limit)
     count = len(pmids) if server.count is None else server.count
     if start >= REACHABLE:
@@ -148,6 +180,9 @@ def search(server: EutilsServer, parameters: dict[str, str]) -> tuple[bytes, str
         result = {"count": str(count), "retmax": str(len(page)), "retstart": str(start), "idlist": page}
         if not count:
             result["errorlist"] = {"phrasesnotfound": [parameters.get("term", "")], "fieldsnotfound": []}
+        result["querytranslation"] = f"({parameters.get('term', '')})"
+        if server.unfound:
+            result["warninglist"] = {"quotedphrasesnotfound": server.unfound}
     if parameters.get("retmode") == "json":
         answer = {"header": {"type": "esearch", "version": "0.3"}, "esearchresult": result}
         return json.dumps(answer).encode(), "application/json"
@@ -160,6 +195,12 @@ def search(server: EutilsServer, parameters: dict[str, str]) -> tuple[bytes, str
         '"https://eutils.ncbi.nlm.nih.gov/eutils/dtd/20060628/esearch.dtd">\n'
     )
     return f"{doctype}<eSearchResult>{inside}</eSearchResult>".encode(), "text/xml; charset=UTF-8"
+
+
+def entry_date(record: dict) -> str:
+    """The day on which PubMed entered a record, as YYYY/MM/DD: in its year, or in 2000, and decided by its PMID."""
+    day = datetime.date(int(record.get("year") or 2000), 1, 1) + datetime.timedelta(days=int(record["pmid"]) % 365)
+    return day.strftime("%Y/%m/%d")
 
 
 def article_set(records: list[dict], *, dtd: str = DTD) -> bytes:
@@ -194,15 +235,32 @@ def article(record: dict) -> str:
     )
 
 
+def copied(records: list[dict], copies: int) -> list[dict]:
+    """Every record `copies` times: the first as it is, the others with another PMID and one more sentence."""
+    more = [
+        {
+            **record,
+            "pmid": str(int(record["pmid"]) + 100_000_000 * copy),
+            "sections": [*record["sections"], {"label": None, "text": f"This is copy {copy}."}],
+        }
+        for copy in range(1, copies)
+        for record in records
+    ]
+    return [*records, *more]
+
+
 def main() -> None:
     """Serve a file of records until stopped."""
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--jsonl", type=Path, required=True, help="one record a line")
     options.add_argument("--port", type=int, default=0, help="0 picks a free port")
+    options.add_argument("--copies", type=int, default=1, help="of each record, with a PMID and a sentence of its own")
+    options.add_argument("--fault", action="append", default=[], help=f"NUMBER=KIND of a request: {', '.join(FAULTS)}")
     chosen = options.parse_args()
     with chosen.jsonl.open(encoding="utf-8") as lines:  # not splitlines(), which cuts abstracts at U+2028 as well
         records = [json.loads(line) for line in lines if line.strip()]
-    with EutilsServer(records, port=chosen.port) as server:
+    faults = {int(number): kind for number, _, kind in (fault.partition("=") for fault in chosen.fault)}
+    with EutilsServer(copied(records, chosen.copies), port=chosen.port, faults=faults) as server:
         print(server.base_url, flush=True)
         try:
             server.serve_forever()

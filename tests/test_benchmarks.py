@@ -8,11 +8,12 @@ import pandas as pd
 import pytest
 import torch
 
-from benchmarks import machine, memory, ours, scaling, screening, sweep, worker
+from benchmarks import machine, memory, ours, parsing, scaling, screening, sweep, worker
 from benchmarks.cases import SMALL_BLOCKS, Case, Network
 from benchmarks.comparisons import COMPARISONS, Comparison, Ratio, medians, ratio_table
 from benchmarks.peers import hooks, limit, traces
 from benchmarks.worker import IMPLEMENTATIONS, Timing, Worker, WorkerError
+from helpers.pubmed_records import parse_records
 
 TINY = Network(layers=3, width=32, heads=2, vocabulary=50)
 CASES = (
@@ -233,3 +234,38 @@ def test_recall_by_hand():
 
 def test_logs_are_written_where_git_does_not_look():
     assert worker.LOGS.relative_to(worker.ROOT).parts[0] == "build"
+
+
+# --- the parser -------------------------------------------------------------------------------------------------------
+
+
+def test_the_parsing_benchmark_reads_what_it_made(monkeypatch, tmp_path):
+    monkeypatch.setattr(parsing, "BATCH", 3)
+    monkeypatch.setattr(parsing, "BATCHES", (1, 4))
+    monkeypatch.setattr(parsing, "ROUNDS", 1)
+    records = parse_records(parsing.answer(parsing.made_article, 1))
+    assert [record["pmid"] for record in records] == ["4", "5", "6"]
+    assert all(len(record["sections"]) == 4 and len(record["mesh"]) == 10 for record in records)
+    assert "p < 0.05" in records[0]["abstract"] and len({record["abstract"] for record in records}) == 3
+    rows = pd.DataFrame([*parsing.parsed(parsing.made_article), *parsing.collected(parsing.made_article)])
+    assert rows["what"].tolist() == ["parse_records", "Bio.Entrez.read", "corpus", "corpus"]
+    assert rows["records"].tolist() == [3, 3, 3, 12]
+    real = tmp_path / "answer.xml"
+    real.write_bytes(parsing.answer(parsing.made_article, 0))
+    again = parse_records(parsing.answer(parsing.repeated([real]), 2))
+    assert [record["pmid"] for record in again] == ["7", "8", "9"]
+
+
+def test_the_parsing_report_by_hand():
+    rows = pd.DataFrame(
+        [
+            ("parse_records", 1, 400, 0.2, 5),
+            ("Bio.Entrez.read", 1, 400, 0.5, 5),
+            ("corpus", 1, 4000, 4.0, 50),
+            ("corpus", 1, 16000, 16.0, 90),
+        ],
+        columns=["what", "round", "records", "seconds", "peak_mb"],
+    )
+    text = parsing.report(rows, 400 * 9000)
+    assert text.startswith("2,000 records a second on one core (9.0 kB each; wanted: 1,500), 2.50 × Bio.Entrez.read;")
+    assert "1,000 from batches" in text and "take 17 minutes" in text and "+40 MB: NOT flat" in text

@@ -47,6 +47,9 @@ def test_every_profile_fits_the_schema(path):
         ("finetune.analysed.seeds=[0,one]", ["finetune.analysed.seeds", "int", "'one'"]),
         ("corpus=1", ["corpus", "mapping", "1"]),
         ("corpus.seed.deeper=1", ["corpus.seed", "no keys below"]),
+        ("corpus.domains.epilepsy.mention=[a]", ["'corpus.domains.epilepsy.mention'", "nearest is 'mentions'"]),
+        ("corpus.domains.gout.query=gout", ["corpus.domains.gout", "mentions is missing"]),
+        ("corpus.domains=all", ["corpus.domains", "'all'"]),
         ("corpus.seed", ["section.key=value", "'corpus.seed'"]),
         ("name=x", ["'name'"]),
     ],
@@ -61,7 +64,7 @@ def test_a_wrong_override_is_one_helpful_sentence(folder, overrides, words):
 
 def test_overrides_change_what_they_name_and_nothing_else(folder):
     plain = load_profile("mini", folder=folder)
-    other = load_profile("mini", "corpus.seed=7 model.name_or_path=/some/model corpus.query=null", folder=folder)
+    other = load_profile("mini", "corpus.seed=7 model.name_or_path=/some/model corpus.max_records=null", folder=folder)
     assert (other.corpus.seed, other.model.name_or_path) == (7, "/some/model")
     same = dataclasses.replace(other.corpus, seed=plain.corpus.seed)
     assert (same, other.finetune, other.items) == (plain.corpus, plain.finetune, plain.items)
@@ -71,6 +74,18 @@ def test_a_whole_number_may_stand_for_a_float_and_lists_become_tuples(folder):
     profile = load_profile("mini", "corpus.timeout_seconds=3 finetune.analysed.seeds=[4,5]", folder=folder)
     assert isinstance(profile.corpus.timeout_seconds, float)
     assert profile.finetune.analysed.seeds == (4, 5)
+
+
+def test_another_domain_is_one_entry():
+    """Every domain of the study's profile can be asked for, and one more by its entry alone."""
+    paper = load_profile("paper").corpus
+    assert set(paper.domains) >= {"epilepsy", "migraine", "stroke", "parkinson", "cardiology"}
+    queries = {load_profile("paper", f"corpus.domain={name}").corpus.asked.query for name in paper.domains}
+    assert len(queries) == len(paper.domains) and None not in queries
+    gout = "corpus.domain=gout corpus.domains.gout.query=gout corpus.domains.gout.mentions=[gout]"
+    assert load_profile("paper", gout).corpus.asked.mentions == ("gout",)
+    with pytest.raises(SettingsError, match="no entry 'migrain', it has .*; the nearest is 'migraine'"):
+        load_profile("paper", "corpus.domain=migrain").corpus.asked  # noqa: B018
 
 
 def test_an_unknown_profile_names_those_there_are(folder):

@@ -211,6 +211,8 @@ def test_balance_is_counted_per_fact():
     assert table.loc[("real", "definitional"), columns].tolist() == [2, 2.5, 5.0, 3.0, 2, 0.5, 1.0]
     assert table.loc[("real", "associative"), columns].tolist() == [3, 3.0, 6.0, 6.0, 2, 1.0, 1.5]
     assert table.loc[("made-up", "definitional"), columns].tolist() == [1, 5.0, 10.0, 2.0, 1, 1.0, 1.0]
+    unknown = balance_table(pd.DataFrame(rows), {})
+    assert unknown["exposures"].isna().all(), "of collected abstracts nobody knows what they say: that is not never"
     assert len(table) == 4
 
 

@@ -148,6 +148,14 @@ def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
         load_model(tmp_path)
 
 
+def test_a_folder_of_gpt2s_two_files_is_a_tokenizer(tmp_path):
+    """As GPT-2's tokenizer is often passed on: a vocabulary and merges, and nothing that names the class."""
+    (tmp_path / "vocab.json").write_text('{"a": 0, "b": 1, "ab": 2, "<|endoftext|>": 3}')
+    (tmp_path / "merges.txt").write_text("#version: 0.2\na b\n")
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.encode("abba") == [2, 1, 0] and tokenizer.pad_token == "<|endoftext|>"
+
+
 def test_a_slow_tokenizer_is_refused():
     with pytest.raises(ModelError, match="not a fast one"):
         models._complete(SimpleNamespace(is_fast=False))

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
+import time
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from xml.sax.saxutils import escape
 
 import pytest
-from eutils_server import HEADER, article_set
+from eutils_server import HEADER, article_set, serve
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from helpers import pubmed_records
 from helpers.eutils import PubmedError
 from helpers.pubmed_records import parse_records
 
@@ -78,11 +81,17 @@ def test_what_a_record_lacks_is_none_or_empty():
     assert parse_records(article_set([bare])) == [
         {
             "pmid": "7",
+            "version": 1,
+            "kind": "article",
             "title": None,
+            "vernacular_title": None,
             "abstract": None,
             "sections": [],
+            "other_abstracts": [],
             "journal": None,
             "year": None,
+            "languages": ["eng"],
+            "publication_types": [],
             "keywords": [],
             "mesh": [],
             "url": "https://pubmed.ncbi.nlm.nih.gov/7/",
@@ -102,17 +111,60 @@ def test_the_year_of_a_medline_date_is_its_first(date, year):
     assert parse_records(xml)[0]["year"] == year
 
 
+@pytest.mark.parametrize("label", ["UNLABELLED", "UNASSIGNED", ""])
+def test_a_label_that_says_there_is_none_is_none(label):
+    parsed = text_record(sections=[{"label": label or None, "text": "All of it."}])
+    assert parsed["sections"] == [{"label": None, "text": "All of it."}] and parsed["abstract"] == "All of it."
+
+
 def test_a_book_is_a_record_too():
     book = (
         '<PubmedBookArticle><BookDocument><PMID Version="1">20301</PMID><ArticleIdList/><Book><Publisher>'
         "<PublisherName>P</PublisherName></Publisher><BookTitle>Reviews</BookTitle><PubDate><Year>1993</Year></PubDate>"
         '</Book><ArticleTitle>A chapter</ArticleTitle><Abstract><AbstractText Label="SIGNS">Two.</AbstractText>'
-        '</Abstract><KeywordList Owner="NLM"><Keyword>ataxia</Keyword></KeywordList></BookDocument></PubmedBookArticle>'
+        '</Abstract><PublicationType UI="D016454">Review</PublicationType><KeywordList Owner="NLM"><Keyword>ataxia'
+        "</Keyword></KeywordList></BookDocument></PubmedBookArticle>"
     )
     xml = article_set([record(7)]).replace(b"</PubmedArticleSet>", f"{book}</PubmedArticleSet>".encode())
     parsed = parse_records(xml)[1]
     assert (parsed["pmid"], parsed["title"], parsed["abstract"]) == ("20301", "A chapter", "SIGNS: Two.")
     assert (parsed["year"], parsed["journal"], parsed["keywords"]) == (1993, None, ["ataxia"])
+    assert parsed["publication_types"] == ["Review"]
+
+
+def test_other_abstracts_types_and_the_title_in_its_own_language():
+    xml = article_set([record(7)]).decode()
+    xml = xml.replace(
+        "<Language>eng</Language>",
+        "<Language>fre</Language><Language>eng</Language>"
+        "<PublicationTypeList><PublicationType UI='D1'>Review</PublicationType></PublicationTypeList>"
+        "<VernacularTitle>L'\u00e9pilepsie</VernacularTitle>",
+    )
+    other = '<OtherAbstract Type="Publisher" Language="{}"><AbstractText Label="BUT">{}</AbstractText></OtherAbstract>'
+    xml = xml.replace("</MedlineCitation>", f"{other.format('fre', 'Non.')}{other.format('spa', '')}</MedlineCitation>")
+    parsed = parse_records(xml.encode())[0]
+    assert parsed["languages"] == ["fre", "eng"] and parsed["publication_types"] == ["Review"]
+    assert parsed["vernacular_title"] == "L'\u00e9pilepsie"
+    assert parsed["other_abstracts"] == [{"language": "fre", "text": "BUT: Non."}]
+    assert parsed["abstract"] == "METHODS: We read 7. It ended."
+
+
+def test_cutting_out_what_is_not_read_changes_no_record(monkeypatch):
+    authors = (
+        '<AuthorList CompleteYN="Y"><Author ValidYN="Y"><LastName>M\u00fcller</LastName><ForeName>A</ForeName>'
+        "<AffiliationInfo><Affiliation>Here</Affiliation></AffiliationInfo></Author></AuthorList><Language>"
+    )
+    references = (
+        "<PubmedData><PublicationStatus>ppublish</PublicationStatus><ArticleIdList><ArticleId>7</ArticleId>"
+        "</ArticleIdList><ReferenceList><Reference><Citation>One <i>two</i></Citation></Reference></ReferenceList>"
+        "</PubmedData></PubmedArticle>"
+    )
+    xml = article_set([record(7, mesh=["Epilepsy"], keywords=["EEG"])]).decode().replace("<Language>", authors)
+    xml = xml.replace("</DescriptorName>", '</DescriptorName><QualifierName UI="Q1">drug therapy</QualifierName>')
+    xml = xml.replace("</PubmedArticle>", references).encode()
+    skipped = parse_records(xml)
+    monkeypatch.setattr(pubmed_records, "UNREAD", ())
+    assert parse_records(xml) == skipped == parse_records(article_set([record(7, mesh=["Epilepsy"], keywords=["EEG"])]))
 
 
 # --- damaged and hostile answers --------------------------------------------------------------------------------------
@@ -142,6 +194,62 @@ def test_an_answer_cut_anywhere_is_refused():
 def test_what_is_not_a_record_set_is_refused(answer):
     with pytest.raises(PubmedError, match="the answer is not a"):
         parse_records(answer)
+
+
+LAUGHS = "".join(f'<!ENTITY l{n} "{f"&l{n - 1};" * 10}">' for n in range(1, 10))
+
+
+@pytest.mark.parametrize(
+    "subset",
+    [
+        f'<!ENTITY l0 "ha">{LAUGHS}<!ENTITY e "&l9;">',
+        '<!ENTITY e SYSTEM "{secret}">',
+        '<!ENTITY e SYSTEM "{page}">',
+        '<!ENTITY % more SYSTEM "{page}"> %more; <!ENTITY e "x">',
+    ],
+    ids=["expansion", "file", "page", "parameter"],
+)
+@pytest.mark.parametrize("place", ["subset", "second", "inside"])
+def test_hostile_entities_are_refused_and_nothing_is_fetched(tmp_path, subset, place):
+    """Entities in the document type, in a second one, and between records: none is opened, whatever it names."""
+    secret = tmp_path / "secret.txt"
+    secret.write_text("top secret")
+    answer = article_set([record(7, title="&e;")]).decode().replace("&amp;e;", "&e;")
+    with serve([]) as server:
+        subset = subset.replace("{secret}", secret.as_uri()).replace("{page}", f"{server.base_url}/efetch.fcgi")
+        doctype = f"<!DOCTYPE PubmedArticleSet [{subset}]>"
+        if place == "subset":
+            answer = answer.replace('.dtd">', f'.dtd" [{subset}]>', 1)
+        elif place == "second":
+            answer = answer.replace("<PubmedArticleSet>", f"{doctype}<PubmedArticleSet>", 1)
+        else:
+            answer = answer.replace("<PubmedArticle>", f"{doctype}<PubmedArticle>", 1)
+        with pytest.raises(PubmedError, match="the answer is not a") as caught:
+            parse_records(answer.encode())
+        assert server.requests == [] and "top secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("pmid", ["", "x9", "\u0663"])
+def test_a_record_without_a_number_is_refused(pmid):
+    with pytest.raises(PubmedError, match="is no PMID|not a whole PubMed record set"):
+        parse_records(article_set([record(7)]).replace(b">7</PMID>", f">{pmid}</PMID>".encode()))
+
+
+def test_unclosed_elements_are_refused_in_no_time():
+    """Where each opening tag was followed to the end of the answer, this took half a minute."""
+    started = time.monotonic()
+    with pytest.raises(PubmedError):
+        parse_records(article_set([record(7)]).replace(b"<Language>", b"<AuthorList>" * 50_000 + b"<Language>"))
+    assert time.monotonic() - started < 10
+
+
+def test_the_collector_runs_again_after_an_answer_good_or_bad():
+    for answer in (article_set([]), b"<html>"):
+        try:
+            parse_records(answer)
+        except PubmedError:
+            pass
+        assert gc.isenabled()
 
 
 def test_an_empty_record_set_has_no_records():
@@ -202,7 +310,7 @@ def real_file(name: str) -> Path:
 
 
 @pytest.mark.parametrize("name", ["efetch_pubmed1.xml", "efetch_pubmed2.xml"])
-def test_real_answers_agree_with_a_plain_xml_parser(name):
+def test_real_answers_agree_with_a_plain_xml_parser(name, monkeypatch):
     xml = real_file(name).read_bytes()
     articles = ElementTree.fromstring(xml).findall("PubmedArticle")
     parsed = parse_records(xml)
@@ -214,6 +322,11 @@ def test_real_answers_agree_with_a_plain_xml_parser(name):
         assert record_["title"] == "".join(citation.find("Article/ArticleTitle").itertext())
         assert [section["text"] for section in record_["sections"]] == texts
         assert record_["journal"] == citation.findtext("Article/Journal/Title")
+        assert record_["languages"] == [e.text for e in citation.findall("Article/Language")]
+        kinds = citation.findall("Article/PublicationTypeList/PublicationType")
+        assert record_["publication_types"] == [e.text for e in kinds]
         assert record_["year"] == int(citation.findtext("Article/Journal/JournalIssue/PubDate/Year"))
         assert record_["mesh"] == [e.text for e in citation.findall("MeshHeadingList/MeshHeading/DescriptorName")]
         assert record_["keywords"] == [e.text for e in citation.findall("KeywordList/Keyword")]
+    monkeypatch.setattr(pubmed_records, "UNREAD", ())
+    assert parse_records(xml) == parsed
