@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import functools
 import json
 import threading
 import time
@@ -199,8 +200,12 @@ def search(server: EutilsServer, parameters: dict[str, str]) -> tuple[bytes, str
 
 def entry_date(record: dict) -> str:
     """The day on which PubMed entered a record, as YYYY/MM/DD: in its year, or in 2000, and decided by its PMID."""
-    day = datetime.date(int(record.get("year") or 2000), 1, 1) + datetime.timedelta(days=int(record["pmid"]) % 365)
-    return day.strftime("%Y/%m/%d")
+    return _day(int(record.get("year") or 2000), int(record["pmid"]) % 365)
+
+
+@functools.cache
+def _day(year: int, number: int) -> str:
+    return (datetime.date(year, 1, 1) + datetime.timedelta(days=number)).strftime("%Y/%m/%d")
 
 
 def article_set(records: list[dict], *, dtd: str = DTD) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import gzip
 import json
+import multiprocessing
 import os
 import signal
 import socket
@@ -687,44 +688,52 @@ def test_only_damaged_batches_are_fetched_again(tmp_path, fake, damage):
     assert victim.read_bytes() == content
 
 
-COLLECTOR = """
-import os, signal, sys
-from pathlib import Path
-from types import SimpleNamespace
-base_url, root, tests, folder, moment = sys.argv[1:]
-sys.path[:0] = [root, tests]
-from test_pubmed import corpus
-from helpers import artifacts, pubmed_batches
-from helpers.corpus import collect
-def die(*arguments):
+def die(*arguments) -> None:
+    """End this process as `kill -9` does."""
     os.kill(os.getpid(), signal.SIGKILL)
-def progress(line):
-    if moment == "after batch 2" and "batch 2" in line:
-        die()
-def write_bytes(path, content):
-    artifacts.write_bytes(path, content)
-    if moment == "before listing batch 2" and "0002" in path.name:
-        die()
-pubmed_batches.write_bytes = write_bytes
-if moment == "while writing batch 2":
-    fsync = os.fsync
-    os.fsync = lambda file: die() if "0002" in os.readlink(f"/proc/self/fd/{file}") else fsync(file)
-if moment == "while writing the corpus":
-    os.replace, replace = lambda old, new: die() if Path(new).name == "corpus" else replace(old, new), os.replace
-paths = SimpleNamespace(data=Path(folder))
-collect(corpus(base_url, requests_per_second=1e9), paths, Path(folder) / "corpus", progress=progress)
-"""
+
+
+def collect_until(base_url: str, folder: Path, moment: str) -> None:
+    """Collect into `folder`, in a process of its own, which dies at a moment."""
+    write, fsync, replace_file = pubmed_batches.write_bytes, os.fsync, os.replace
+
+    def progress(line):
+        if moment == "after batch 2" and "batch 2" in line:
+            die()
+
+    def write_bytes(path, content):
+        write(path, content)
+        if moment == "before listing batch 2" and "0002" in path.name:
+            die()
+
+    pubmed_batches.write_bytes = write_bytes
+    if moment == "while writing batch 2":
+        os.fsync = lambda file: die() if "0002" in os.readlink(f"/proc/self/fd/{file}") else fsync(file)
+    if moment == "while writing the corpus":
+        os.replace = lambda old, new: die() if Path(new).name == "corpus" else replace_file(old, new)
+    eutils.RATE_WITHOUT_KEY = 1e9
+    paths = SimpleNamespace(data=folder)
+    collect_corpus(corpus(base_url, requests_per_second=1e9), paths, folder / "corpus", progress=progress)
 
 
 @contextmanager
 def collector(server, folder: Path, moment: str):
-    """A process that collects into `folder`, kills itself at a moment, or is killed at the server's request."""
-    command = [sys.executable, "-c", COLLECTOR, server.base_url, str(ROOT), str(ROOT / "tests"), str(folder), moment]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
+    """A process that collects into `folder`, dies at a moment, or is killed at the server's request."""
+    fresh = multiprocessing.get_context("forkserver")  # which imports everything once for all of them
+    fresh.set_forkserver_preload([__name__])
+    process = fresh.Process(target=collect_until, args=(server.base_url, folder, moment))
+    process.start()
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.join()
+
+
+@pytest.fixture
+def at_once(monkeypatch):
+    """No pause between requests."""
+    monkeypatch.setattr(eutils, "RATE_WITHOUT_KEY", 1e9)
 
 
 @pytest.mark.parametrize(
@@ -738,7 +747,7 @@ def collector(server, folder: Path, moment: str):
         ("while writing the corpus", []),
     ],
 )
-def test_a_killed_process_is_resumed_and_repeats_nothing(tmp_path, moment, again):
+def test_a_killed_process_is_resumed_and_repeats_nothing(tmp_path, at_once, moment, again):
     """`kill -9` anywhere: the next run asks for what is not there yet, and its corpus is the uninterrupted one."""
     if moment.startswith("while writing batch") and not Path("/proc/self/fd").is_dir():
         pytest.skip("open files cannot be told apart here")
@@ -751,7 +760,8 @@ def test_a_killed_process_is_resumed_and_repeats_nothing(tmp_path, moment, again
             if moment.startswith("in request"):
                 number = int(moment.rpartition(" ")[2])
                 server.on_request = lambda: process.kill() if len(server.requests) == number else None
-            assert process.wait(60) == -signal.SIGKILL, process.stderr.read()
+            process.join(60)
+            assert process.exitcode == -signal.SIGKILL
         server.on_request = lambda: None
         assert not (killed.data / "corpus").exists()
         server.requests.clear()
@@ -765,7 +775,7 @@ def test_a_killed_process_is_resumed_and_repeats_nothing(tmp_path, moment, again
         assert path.read_bytes() == (killed.data / path.relative_to(whole.data)).read_bytes()
 
 
-def test_two_processes_at_once(tmp_path):
+def test_two_processes_at_once(tmp_path, at_once):
     """The second is refused while the first collects, and finds everything there afterwards."""
     refused = []
 
@@ -779,7 +789,8 @@ def test_two_processes_at_once(tmp_path):
         asked, paths = corpus(server.base_url, requests_per_second=1e9), SimpleNamespace(data=tmp_path)
         server.on_request = lambda: second() if len(server.requests) == 2 else None  # while the first fetches a batch
         with collector(server, tmp_path, "never") as process:
-            assert process.wait(60) == 0, process.stderr.read()
+            process.join(60)
+            assert process.exitcode == 0
         assert len(refused) == 1 and refused[0].startswith("Another process is collecting into")
         server.requests.clear()
         collect_corpus(asked, paths, paths.data / "corpus")
