@@ -50,9 +50,8 @@ def plan(settings: Corpus, folder: Path, *, client: Client | None = None) -> dic
     if path.is_file() and answers(stored := read_json(path), question):
         return checked(stored, path)
     first = _kept(client, settings, partial / "all.json", question)
-    not_found = [cleared(client, phrase) for phrase in first["not_found"]]
     if first["count"] == 0:
-        unknown = f" PubMed did not find {', '.join(not_found)}." if not_found else ""
+        unknown = f" PubMed did not find {', '.join(first['not_found'])}." if first["not_found"] else ""
         raise PubmedError(
             f"The query {question['query']!r} returned no record: check its spelling and field tags, or widen it."
             f"{unknown}"
@@ -66,11 +65,11 @@ def plan(settings: Corpus, folder: Path, *, client: Client | None = None) -> dic
         "count": first["count"],
         "first": first["pmids"],
         "slices": slices,
-        "translation": cleared(client, first["translation"]),
+        "translation": first["translation"],
         "retrieved_at": first["retrieved_at"],
     }
     made["pmids"] = select(made, settings.selection)
-    made["notes"] = list(_notes(made, not_found))
+    made["notes"] = list(_notes(made, first["not_found"]))
     for note in made["notes"]:
         client.progress(note)
     write_json(path, made)
@@ -188,6 +187,7 @@ def _kept(
 def _hits(client: Client, settings: Corpus, start: date | None = None, end: date | None = None) -> dict:
     """Count, and the hits that ESearch hands out, of the whole query or of the records entered between two days.
 
+    What PubMed says of the query, not_found and translation, is cleared of key and e-mail before anything keeps it.
     Answers may list fewer hits than were asked for; then the rest is asked for.
     """
     dates = {"datetype": "edat", "mindate": f"{start:%Y/%m/%d}", "maxdate": f"{end:%Y/%m/%d}"} if start else {}
@@ -205,7 +205,11 @@ def _hits(client: Client, settings: Corpus, start: date | None = None, end: date
         pmids.update(dict.fromkeys(page["pmids"]))
         within_reach = page["count"] <= REACHABLE or not dates  # a slice that is cut anyway need not be listed
         if len(pmids) == offset or len(pmids) >= min(REACHABLE, page["count"]) or not within_reach:
-            return {**page, "pmids": list(pmids)[:REACHABLE]}
+            said = {
+                "not_found": [cleared(client, phrase) for phrase in page["not_found"]],
+                "translation": cleared(client, page["translation"]),
+            }
+            return {"count": page["count"], "pmids": list(pmids)[:REACHABLE], **said}
 
 
 def _search_page(body: bytes, offset: int) -> dict:

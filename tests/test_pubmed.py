@@ -429,6 +429,18 @@ def test_what_pubmed_did_not_find_of_a_query_is_noted(tmp_path, monkeypatch):
     assert KEY not in (tmp_path / "plan.json").read_text()
 
 
+def test_an_interrupted_plan_holds_no_echo_of_the_key(tmp_path, monkeypatch):
+    """Answers are kept as they come, and stay where the plan is not finished."""
+    monkeypatch.setenv("NCBI_API_KEY", KEY)
+    monkeypatch.setattr(pubmed_plan, "REACHABLE", 3)
+    with serve(RECORDS, unfound=(f"echo {KEY}",), faults={4: "400"}) as server, pytest.raises(PubmedError):
+        asked = corpus(server.base_url)
+        plan(asked, tmp_path, client=quiet(asked))
+    kept_answers = list((tmp_path / "slices").iterdir())
+    assert kept_answers and not (tmp_path / "plan.json").exists()
+    assert all(KEY not in path.read_text() and "echo (api_key)" in path.read_text() for path in kept_answers)
+
+
 def test_a_wait_that_would_outlast_the_deadline_is_not_begun(tmp_path, fake):
     with serve(RECORDS, faults={2: "429"}, retry_after="290") as server:
         with pytest.raises(PubmedError, match="deadline_minutes would pass while waiting"):
