@@ -104,9 +104,8 @@ def biopython(xml: bytes):
     return Entrez.read(io.BytesIO(xml), validate=False, escape=True)
 
 
-def parsed(make: Callable[[int], str]) -> Iterator[dict]:
+def parsed(xml: bytes) -> Iterator[dict]:
     """Rows of single runs over one answer: what, round, records, seconds, peak_mb."""
-    xml = answer(make, 0)
     for number in range(ROUNDS + 1):
         for name, parser in (("parse_records", parse_records), ("Bio.Entrez.read", biopython)):
             _, took = measured(lambda parser=parser: parser(xml), "cpu", trim=False)
@@ -159,10 +158,11 @@ def main() -> int:
     parser.add_argument("--xml", type=Path, nargs="+", help="real EFetch answers, instead of made ones")
     arguments = parser.parse_args()
     make = repeated(arguments.xml) if arguments.xml else made_article
-    rows = pd.DataFrame([*parsed(make), *collected(make)])
+    xml = answer(make, 0)
+    rows = pd.DataFrame([*parsed(xml), *collected(make)])
     if not arguments.xml:
         write_csv(rows, RESULTS / "parsing.csv")
-    print(report(rows, len(answer(make, 0))))
+    print(report(rows, len(xml)))
     return 0
 
 

@@ -22,6 +22,7 @@ from helpers import pubmed
 from helpers.artifacts import fingerprint, new_folder, read_json, sha256_file, write_json
 from helpers.config import Corpus, Paths
 from helpers.knowledge import Fact, Wording, load_facts, load_wordings, made_up_facts
+from helpers.pubmed_plan import question_of
 
 FEATURES = {
     "pmid": "string",
@@ -157,9 +158,7 @@ def pubmed_rows(records: Iterable[dict]) -> Iterator[dict]:
 def write_corpus(path: Path, rows: Iterable[dict], *, description: str = "") -> None:
     """Write rows as a folder that `datasets.load_from_disk` reads: whole or not at all, equal rows as equal bytes.
 
-    The `description` goes into its `dataset_info.json`.
-
-    Raises CorpusError when there is no row.
+    The `description` goes into its `dataset_info.json`. Raises CorpusError when there is no row.
     """
     import datasets  # heavy, and only this function and the next need it
     import pyarrow as pa
@@ -259,8 +258,8 @@ def read_plan(settings: Corpus, paths: Paths) -> dict | None:
 
 def raw_folder(settings: Corpus, paths: Paths) -> Path:
     """Where the plan and the raw answers to one question are; another question's stay beside them."""
-    question = [settings.base_url, settings.asked.query, settings.max_records, settings.selection, settings.seed]
-    return paths.data / "raw" / f"{settings.domain}-{fingerprint([*question, settings.batch_size])[:8]}"
+    question = fingerprint([question_of(settings), settings.batch_size])
+    return paths.data / "raw" / f"{settings.domain}-{question[:8]}"
 
 
 def fact_exposures(corpus: pd.DataFrame, *, variant: int) -> dict[str, int]:

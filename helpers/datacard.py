@@ -37,7 +37,7 @@ def rule_table(counts: Mapping[str, int]) -> pd.DataFrame:
 
 
 def common(corpus: pd.DataFrame, column: str, *, most: int = 10) -> pd.DataFrame:
-    """The most common values of a column, absent ones as "–": columns value, records, share."""
+    """The most common values of a column, absent ones as "–": that column, records, share."""
     found = corpus[column].fillna("–").value_counts().head(most)
     return pd.DataFrame({column: found.index, "records": found.to_numpy(), "share": found.to_numpy() / len(corpus)})
 

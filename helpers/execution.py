@@ -97,8 +97,8 @@ def reproduce(
             report(run, stages, ran, time.monotonic() - began)
     if not ran:
         run.display.line(f"Nothing to do: the {len(chosen)} notebooks of the profile {profile.name!r} are up to date.")
-    index, waits = run.paths.appendix / "index.html", (ran and not built)
-    page = executed_path(chosen[-1], run.paths) if waits else index
+    # A site that waits for other notebooks shows nothing of what has just run.
+    page = run.paths.appendix / "index.html" if built or not ran else executed_path(chosen[-1], run.paths)
     if page.is_file():
         run.display.line(f"Read the results in {page.relative_to(root)}.")
     return ran

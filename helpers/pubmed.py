@@ -30,7 +30,7 @@ RULES = {
     "retracted": "retracted publications and notices of retraction: dropped",
     "other_abstract": "no main abstract, but another in English (OtherAbstract): that one is used",
     "without_abstract": "no abstract in English: dropped",
-    "truncated": "“(ABSTRACT TRUNCATED AT … WORDS)” at the end: the words are removed, the abstract is kept",
+    "truncated": "“(ABSTRACT TRUNCATED AT … WORDS)”: the words are removed, the abstract is kept",
     "duplicate": "the abstract of an earlier record, but for case and white space: dropped",
     "vernacular_title": "no English title: the title in the record's own language is used",
     "book": "book documents: kept as records without a journal",
@@ -46,9 +46,10 @@ def collect(
 ) -> tuple[Iterator[dict], Counter]:
     """Plan, fetch and parse into `(records, counts)`: the records that the rules keep, in the order of their PMIDs.
 
-    Records are parsed as they are read. `counts` holds matched (hits of the query), asked, and a number for every rule
-    of RULES, complete when the last record was read. A complete folder is read without any request. Raises PubmedError
-    as `plan` and `fetch` do, and when another process collects into `folder`.
+    A merged record stands in its batch. Records are parsed as they are read. `counts` holds matched (hits of the
+    query), asked, and a number for every rule of RULES, complete when the last record was read. A complete folder is
+    read without any request. Raises PubmedError as `plan` and `fetch` do, and when another process collects into
+    `folder`.
     """
     client = client or connect(settings, progress=progress)
     try:

@@ -33,7 +33,7 @@ def fetch(settings: Corpus, folder: Path, *, client: Client | None = None) -> li
     client = client or connect(settings)
     plan_path, manifest_path = folder / "plan.json", folder / "manifest.json"
     source = f"{client.base_url}/efetch.fcgi"
-    if not answers(planned := read_json(plan_path), question_of(settings, client)):
+    if not answers(planned := read_json(plan_path), question_of(settings)):
         raise PubmedError(f"{plan_path} was made for another query, limit or address: make the plan again first.")
     pmids, size, listed = checked(planned, plan_path)["pmids"], settings.batch_size, _listed(manifest_path, source)
     batches = {f"batch_{i // size + 1:04d}.xml.gz": pmids[i : i + size] for i in range(0, len(pmids), size)}
@@ -45,7 +45,7 @@ def fetch(settings: Corpus, folder: Path, *, client: Client | None = None) -> li
     for path in folder.glob("batch_*.xml.gz"):  # before any is fetched, so that what is unlisted later is this plan's
         if path.name not in whole:
             path.unlink()
-    if listed != whole or not manifest_path.is_file():
+    if listed != whole:
         write_json(manifest_path, {"batches": whole, "source": source, "tool": TOOL})
     for number, (name, asked) in enumerate(batches.items(), 1):
         if name in whole:
@@ -71,13 +71,13 @@ def _listed(path: Path, source: str) -> dict | None:
     return batches if isinstance(batches, dict) else None
 
 
-def _whole(path: Path, asked: list[str], source: str, listed: object) -> dict | None:
+def _whole(path: Path, asked: list[str], source: str, entry: object) -> dict | None:
     """The manifest's entry of a batch that is there and undamaged; None of one that must be fetched."""
     if not path.is_file():
         return None
-    if isinstance(listed, dict):
-        same = listed.get("asked") == fingerprint([source, asked]) and listed.get("sha256") == sha256_file(path)
-        return listed if same else None
+    if isinstance(entry, dict):
+        same = entry.get("asked") == fingerprint([source, asked]) and entry.get("sha256") == sha256_file(path)
+        return entry if same else None
     content = path.read_bytes()  # a killed run may have had no time to list it
     try:
         _, returned = _checker(asked)(gzip.decompress(content), last=True)

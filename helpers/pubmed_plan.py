@@ -46,7 +46,7 @@ def plan(settings: Corpus, folder: Path, *, client: Client | None = None) -> dic
     path, partial = folder / "plan.json", folder / "slices"
     if settings.selection not in SELECTIONS:
         raise PubmedError(f"corpus.selection must be {' or '.join(SELECTIONS)}, not {settings.selection!r}.")
-    question = question_of(settings, client)
+    question = question_of(settings)
     if path.is_file() and answers(stored := read_json(path), question):
         return checked(stored, path)
     first = _kept(client, settings, partial / "all.json", question)
@@ -78,10 +78,10 @@ def plan(settings: Corpus, folder: Path, *, client: Client | None = None) -> dic
     return made
 
 
-def question_of(settings: Corpus, client: Client) -> dict:
+def question_of(settings: Corpus) -> dict:
     """What a plan answers: plans with another question are not this one's."""
     chosen = {name: getattr(settings, name) for name in ("max_records", "selection", "seed")}
-    return {"base_url": client.base_url, "query": settings.asked.query, **chosen}
+    return {"base_url": (settings.base_url or "").rstrip("/"), "query": settings.asked.query, **chosen}
 
 
 def answers(stored: object, question: dict) -> bool:
