@@ -13,6 +13,7 @@ import types
 import typing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import yaml
 
@@ -81,11 +82,14 @@ class Model:
 
 @dataclass(frozen=True)
 class Configuration:
-    """One fine-tuning configuration; `labels` says which tokens are scored and `stop_on` which signal stops it."""
+    """One fine-tuning configuration: how texts become rows, how it is optimised, and what stops it.
+
+    `rows` is `padded`, `chunked` or `packed` (see `helpers.examples`), `stop_on` the signal that stops training and
+    chooses the epoch: the validation `loss`, or the `development` wordings of the probe.
+    """
 
     max_length: int
-    pad_to_max_length: bool
-    score_padding: bool
+    rows: Literal["padded", "chunked", "packed"]
     epochs: int
     patience: int
     learning_rate: float
@@ -94,21 +98,28 @@ class Configuration:
     batch_size: int
     gradient_accumulation: int
     eval_batch_size: int
-    precision: str
-    stop_on: str
+    precision: Literal["fp32", "fp16", "bf16"]
+    stop_on: Literal["loss", "development"]
     seeds: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class FineTuning:
-    """Every configuration that notebook 02 trains, and the split they share."""
+    """Every configuration that notebook 02 trains, and what they share.
+
+    `compiled` lets torch compile the corrected configurations where there is CUDA; on a CPU that gains nothing.
+    """
 
     configuration_1: Configuration
     configuration_2: Configuration
-    analysed: Configuration
+    corrected_1: Configuration
+    corrected_2: Configuration
     validation_share: float
+    test_share: float
     split_seed: int
     max_steps: int
+    checkpoint_steps: int
+    compiled: bool
     probe_batch_size: int
 
 
@@ -282,6 +293,12 @@ def _convert(hint, value: object, key: str):
         if value is None:
             return None
         hint = next(h for h in typing.get_args(hint) if h is not type(None))
+    if typing.get_origin(hint) is Literal:
+        known = typing.get_args(hint)
+        if value in known:
+            return value
+        near = _nearest(str(value), list(known))
+        raise SettingsError(f"{key} must be one of {', '.join(known)}, not {value!r}{near}.")
     if typing.get_origin(hint) is tuple:
         if isinstance(value, (list, tuple)):
             return tuple(_convert(typing.get_args(hint)[0], v, key) for v in value)

@@ -53,9 +53,11 @@ def curves(
 ) -> Figure:
     """Lines of y against x, one panel per `facet`; `unit` separates repeats, `mark` names a boolean column to dot."""
     facets = list(dict.fromkeys(table[facet]))
-    figure, axes = _panels(len(facets), columns=min(3, len(facets)), height=2.4, sharey=shared)
+    columns = 2 if len(facets) == 4 else min(3, len(facets))
+    figure, axes = _panels(len(facets), columns=columns, height=2.4, sharey=shared)
     colours = _colours(table[hue])
-    for axis, name in zip(axes, facets, strict=True):
+    whole = bool((table[x] % 1 == 0).all())
+    for panel, (axis, name) in enumerate(zip(axes, facets, strict=True)):
         part = table[table[facet] == name]
         lines = part.groupby([hue, unit] if unit else [hue], sort=False, dropna=False)
         for key, line in lines:
@@ -63,7 +65,8 @@ def curves(
             if mark:
                 best = line[line[mark].astype(bool)]
                 axis.plot(best[x], best[y], "o", color=colours[key[0]], markersize=5)
-        axis.set(title=name, xlabel=xlabel, ylabel=ylabel if axis is axes[0] else "")
+        axis.set(title=name, xlabel=xlabel, ylabel="" if panel % columns else ylabel)
+        axis.xaxis.get_major_locator().set_params(integer=whole)
         if from_zero:
             axis.set_ylim(bottom=0)
     _legend(figure, axes)

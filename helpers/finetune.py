@@ -1,227 +1,201 @@
-"""Fine-tuning: the study's two configurations through `Trainer`, and the one that is analysed further.
+"""Fine-tuning: the study's two configurations through `Trainer`, and both corrected.
 
-Configuration I pads every abstract to the full length and scores the padding; configuration II cuts abstracts into
-chunks, pads the last by hand with end-of-text, and its collator masks every end-of-text. The analysed configuration is
-II with another stopping rule: the share of *development* wordings answered right, instead of the validation loss.
+I pads every abstract and scores the padding, II masks padding and every end-of-text with it; both are the study's, and
+stop on the loss of the texts that they are compared on. I′ and II′ have the same optimisation, but packed rows with
+their end-of-text scored, and a test split that stopping never sees; II′ stops on the share of *development* wordings
+that the model answers right. Training goes on after `kill -9` from the last whole checkpoint, to the same weights.
 Source: the study's published scripts, rewritten for transformers 5.
 """
 
 from __future__ import annotations
 
 import math
-import tempfile
-import time
-from dataclasses import asdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import pandas as pd
 import torch
-from transformers import (
-    DataCollatorForLanguageModeling,
-    EarlyStoppingCallback,
-    PrinterCallback,
-    Trainer,
-    TrainingArguments,
-    set_seed,
-)
+from transformers import EarlyStoppingCallback, get_cosine_schedule_with_warmup
 
-from helpers.artifacts import fingerprint, read_json, sha256_tree, write_bytes, write_json
+from helpers.architectures import architecture_of, layer_count
+from helpers.checkpoints import CompleteCheckpoints, finished, last_complete
 from helpers.config import Configuration, FineTuning
-from helpers.models import load_model, save_model
-from helpers.probe import probe_accuracy
+from helpers.examples import UNSCORED, Split, chunked, collate, packed, padded
+from helpers.packing import texts_apart
+from helpers.trainer import FineTuningError, ProbedTrainer, this_process, training_arguments
 
-RUN_TITLES = {
-    "configuration_1": "I, as published",
-    "configuration_2": "II, as published",
-    "analysed": "II, stopped on the probe",
-}
-
-
-class FineTuningError(ValueError):
-    """Training that cannot start or has gone wrong."""
-
-
-def split(texts: list[str], *, validation_share: float, seed: int) -> tuple[list[str], list[str]]:
-    """The study's random split into training and validation texts (published: 80/20, seed 42)."""
-    if len(texts) < 2:
-        raise FineTuningError(f"{len(texts)} text is not enough to split into training and validation.")
-    order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(seed)).tolist()
-    held_out = max(1, round(validation_share * len(texts)))
-    return [texts[i] for i in order[held_out:]], [texts[i] for i in order[:held_out]]
-
-
-def encode(texts: list[str], tokenizer, configuration: Configuration) -> list[dict[str, list[int]]]:
-    """Token rows of one configuration, each with input_ids, attention_mask and labels.
-
-    `score_padding` (I): one truncated row per text, padded to `max_length`, labels equal to the inputs. Otherwise (II):
-    chunks of at most `max_length`, every end-of-text masked in the labels; rows are padded to `max_length` when
-    `pad_to_max_length`, else by the collator to the longest of the batch, which changes no loss.
-    """
-    end, length = tokenizer.eos_token_id, configuration.max_length
-    rows = []
-    for ids in tokenizer(texts)["input_ids"]:
-        starts = [0] if configuration.score_padding else range(0, max(len(ids), 1), length)
-        for start in starts:
-            chunk = ids[start : start + length]
-            padding = (length - len(chunk)) if configuration.pad_to_max_length else 0
-            row = chunk + [end] * padding
-            labels = row if configuration.score_padding else [-100 if token == end else token for token in row]
-            rows.append({"input_ids": row, "attention_mask": [1] * len(chunk) + [0] * padding, "labels": list(labels)})
-    return rows
-
-
-class ProbedTrainer(Trainer):
-    """A `Trainer` whose every evaluation also asks the items: the probe's shares join the evaluation's metrics."""
-
-    def __init__(self, *args, probe: pd.DataFrame, tokenizer, probe_batch_size: int, report, **kwargs):
-        super().__init__(*args, **kwargs)
-        self._probe, self._probe_tokenizer, self._probe_batch_size = probe, tokenizer, probe_batch_size
-        self._report = report
-
-    def evaluation_loop(self, *args, **kwargs):
-        """The evaluation, then the share of probe items answered right per group.
-
-        Here and not in `evaluate`: that one tells the callbacks, and early stopping must see the shares.
-        """
-        output = super().evaluation_loop(*args, **kwargs)
-        right = probe_accuracy(self.model, self._probe_tokenizer, self._probe, batch_size=self._probe_batch_size)
-        shares = right.groupby(self._probe["group"].to_numpy()).mean()
-        output.metrics.update({f"eval_{group}_accuracy": float(share) for group, share in shares.items()})
-        right = ", ".join(f"{group} {share:.2f}" for group, share in shares.items())
-        self._report(f"epoch {self.state.epoch:.0f}: validation loss {output.metrics['eval_loss']:.3f}, right: {right}")
-        return output
+ROWS = {"padded": padded, "chunked": chunked, "packed": packed}
 
 
 def fine_tune(
     model,
     tokenizer,
-    texts: list[str],
+    texts: Split,
     *,
     settings: FineTuning,
     configuration: Configuration,
     seed: int,
     probe: pd.DataFrame,
+    checkpoints: Path,
+    key: str,
     log=print,
-) -> pd.DataFrame:
-    """Train `model` in place and leave the best checkpoint's weights in it.
+) -> tuple[pd.DataFrame, list[dict]]:
+    """Train `model` in place and leave the best checkpoint's weights in it; goes on from a checkpoint that is there.
 
-    Returns one row per evaluation: epoch, training loss, validation loss (nats per scored token, as the configuration
-    scores them), the probe's shares, `best`. Raises FineTuningError when the loss is not a number.
+    Returns one row per evaluation, epoch, training loss, validation loss (as the configuration scores and `Trainer`
+    averages them), the probe's shares, `best`, and the log they come from. The published configurations validate on
+    all of `texts.validation`, the corrected ones on `texts.development`. Raises FineTuningError when the loss is not a
+    number, and CheckpointError when a checkpoint cannot be written.
     """
-    training, validation = split(texts, validation_share=settings.validation_share, seed=settings.split_seed)
+    make = partial(ROWS[configuration.rows], tokenizer=tokenizer, max_length=configuration.max_length)
     metric = {"loss": "eval_loss", "development": "eval_development_accuracy"}[configuration.stop_on]
-    # GPT-2's class does not name its loss, and `Trainer` then also counts every row's first token, which none predicts.
-    model.loss_type = "ForCausalLM"
-    set_seed(seed)
-    with tempfile.TemporaryDirectory(prefix="clap-checkpoints-") as folder:
-        arguments = _arguments(folder, configuration, settings, metric=metric, seed=seed)
-        trainer = ProbedTrainer(
-            model=model,
-            args=arguments,
-            train_dataset=encode(training, tokenizer, configuration),
-            eval_dataset=encode(validation, tokenizer, configuration),
-            data_collator=_collator(tokenizer, configuration),
-            callbacks=[EarlyStoppingCallback(configuration.patience)],
-            probe=probe,
-            tokenizer=tokenizer,
-            probe_batch_size=settings.probe_batch_size,
-            report=log,
-        )
-        trainer.remove_callback(PrinterCallback)
-        trainer.train()
-        history = _history(trainer.state.log_history, metric)
+    arguments = training_arguments(checkpoints, configuration, settings, metric=metric, seed=seed)
+    cached = model.config.use_cache
+    with this_process().main_process_first():  # it removes what is not whole; the others find that done
+        resumed = last_complete(checkpoints, key=key)
+    if resumed and this_process().is_main_process:
+        log(f"goes on from {resumed.name}")
+    trainer = ProbedTrainer(
+        model,
+        configuration=configuration,
+        args=arguments,
+        train_dataset=make(texts.training),
+        eval_dataset=make(texts.development if configuration.rows == "packed" else texts.validation),
+        data_collator=collate,
+        callbacks=[
+            EarlyStoppingCallback(configuration.patience),
+            CompleteCheckpoints(steps=settings.checkpoint_steps),
+        ],
+        probe=probe,
+        tokenizer=tokenizer,
+        probe_batch_size=settings.probe_batch_size,
+        report=log,
+    )
+    if resumed and finished(resumed, patience=configuration.patience):
+        trainer.finish(resumed)
+    else:
+        trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
+    history = _history(trainer.state.log_history, metric)
     model.eval()
-    return history
+    model.config.use_cache = cached  # `Trainer` turns it off
+    return history, trainer.state.log_history
 
 
-def planned_runs(settings: FineTuning) -> list[tuple[str, str, Configuration, int]]:
-    """Every run of notebook 02 as (folder name, configuration name, configuration, seed), the analysed ones last."""
+@dataclass(frozen=True)
+class Writing:
+    """How facts are written into a model: where, and how it is trained.
+
+    `part` is `mlp` or `attention` of block `block`, or `all`, which has no block. `replayed_share` of every batch are
+    old facts.
+    """
+
+    part: str
+    block: int | None = None
+    steps: int = 400
+    batch_size: int = 64
+    learning_rate: float = 3e-3
+    warmup_steps: int = 20
+    replayed_share: float = 0.25
+    seed: int = 0
+
+
+def write_knowledge(model, tokenizer, new: pd.DataFrame, old: pd.DataFrame, writing: Writing) -> list[float]:
+    """Train one part of `model`, in place, to answer `new` items right while `old` ones are replayed.
+
+    Items have columns prompt and answer; only the answer's tokens and its full stop are scored, each item is a row of
+    its own, and AdamW without weight decay follows a cosine. Every other parameter stays as it is, to the bit. Returns
+    the loss of every step, in nats per scored token. Raises FineTuningError for a part that the model has not, for a
+    replay of nothing, and when the loss is not a number.
+    """
+    trained = _part(model, writing)
+    replayed = round(writing.replayed_share * writing.batch_size)
+    if not len(new) or replayed >= writing.batch_size or (replayed and not len(old)):
+        raise FineTuningError(
+            f"A batch of {writing.batch_size} cannot hold {replayed} replayed items of {len(old)} old ones beside "
+            f"items of {len(new)} new ones: lower replayed_share ({writing.replayed_share}) or give items."
+        )
+    generator = torch.Generator().manual_seed(writing.seed)
+    fresh = _cycled(_answers(tokenizer, new), generator)
+    known = _cycled(_answers(tokenizer, old), generator) if replayed else iter(())
+    wanted = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    training, device, losses = model.training, next(model.parameters()).device, []
+    model.loss_type = "ForCausalLM"
+    for parameter in wanted:
+        parameter.requires_grad_(False)
+    for parameter in trained:
+        parameter.requires_grad_(True)
+    optimizer = torch.optim.AdamW(trained, lr=writing.learning_rate, weight_decay=0.0)
+    optimizer.zero_grad()  # of the caller's gradients
+    schedule = get_cosine_schedule_with_warmup(optimizer, writing.warmup_steps, writing.steps)
+    try:
+        model.train()
+        with torch.random.fork_rng(), texts_apart(model):
+            torch.manual_seed(writing.seed)  # dropout's
+            for _ in range(writing.steps):
+                rows = [*islice(fresh, writing.batch_size - replayed), *islice(known, replayed)]
+                batch = collate(rows)
+                loss = model(**{name: value.to(device) for name, value in batch.items()}).loss
+                losses.append(loss.item())
+                if not math.isfinite(losses[-1]):
+                    raise FineTuningError(f"The loss became {losses[-1]} at step {len(losses)}: lower learning_rate.")
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+                optimizer.zero_grad()
+    finally:
+        model.train(training)
+        for parameter, before in wanted.items():
+            parameter.requires_grad_(before)
+            parameter.grad = None
+    return losses
+
+
+def _part(model, writing: Writing) -> list[torch.nn.Parameter]:
+    if writing.part == "all" and writing.block is None:
+        return list(model.parameters())
+    row, blocks = architecture_of(model), layer_count(model)
+    paths = {"mlp": row.mlp, "attention": row.attention}
+    if writing.part not in paths or writing.block not in range(blocks):
+        raise FineTuningError(
+            f"There is no part {writing.part!r} of block {writing.block!r}: it is 'mlp' or 'attention' of a block from "
+            f"0 to {blocks - 1}, or 'all' without a block."
+        )
+    return list(model.get_submodule(f"{row.blocks}.{writing.block}.{paths[writing.part]}").parameters())
+
+
+def _answers(tokenizer, items: pd.DataFrame) -> list[dict[str, list[int]]]:
+    prompts = tokenizer(items["prompt"].tolist())["input_ids"]
+    answers = tokenizer([f" {answer}." for answer in items["answer"]])["input_ids"]
     return [
-        (f"{name}-seed{seed}", name, configuration, seed)
-        for name in RUN_TITLES
-        for configuration in [getattr(settings, name)]
-        for seed in configuration.seeds
+        {
+            "input_ids": prompt + answer,
+            "labels": [UNSCORED] * len(prompt) + answer,
+            "position_ids": list(range(len(prompt) + len(answer))),
+        }
+        for prompt, answer in zip(prompts, answers, strict=True)
     ]
 
 
-def runs_key(settings: FineTuning, inputs: list[Path]) -> str:
-    """What a finished run depends on: the settings, the content of its inputs, and the code that trains."""
-    sources = [Path(__file__).with_name(f"{module}.py") for module in ("finetune", "probe", "models")]
-    return fingerprint([asdict(settings), [sha256_tree([path], path.parent) for path in [*inputs, *sources]]])
-
-
-def train_run(folder: Path, *, key: str, model, tokenizer, configuration: Configuration, seed: int, **training):
-    """Fine-tune into `folder` (weights, `history.json`, model card), or read the run that is already there.
-
-    A finished run made under the same `key` is kept: a rerun after a crash trains only what is missing. Returns the
-    history and the model with its best weights.
-    """
-    record = folder / "history.json"
-    if record.is_file() and (stored := read_json(record))["key"] == key:
-        return pd.DataFrame(stored["history"]), load_model(folder)[0]
-    started = time.monotonic()
-    history = fine_tune(model, tokenizer, configuration=configuration, seed=seed, **training)
-    save_model(model, tokenizer, folder)
-    training["log"](f"saved after {time.monotonic() - started:.0f} s")
-    write_bytes(folder / "README.md", _card(configuration, seed, history).encode())
-    write_json(record, {"key": key, "history": history.to_dict("records")})  # last: its presence says the run is whole
-    return pd.DataFrame(
-        read_json(record)["history"]
-    ), model  # the same table, to the order of columns, as a rerun reads
-
-
-def precision_used(configuration: Configuration) -> str:
-    """fp16 exists on CUDA only; elsewhere the run is in fp32, and the notebook says so."""
-    return "fp32" if configuration.precision == "fp16" and not torch.cuda.is_available() else configuration.precision
-
-
-def _arguments(
-    folder: str, configuration: Configuration, settings: FineTuning, *, metric: str, seed: int
-) -> TrainingArguments:
-    precision = precision_used(configuration)
-    return TrainingArguments(
-        output_dir=folder,
-        num_train_epochs=configuration.epochs,
-        max_steps=settings.max_steps,
-        per_device_train_batch_size=configuration.batch_size,
-        per_device_eval_batch_size=configuration.eval_batch_size,
-        gradient_accumulation_steps=configuration.gradient_accumulation,
-        learning_rate=configuration.learning_rate,
-        weight_decay=configuration.weight_decay,
-        warmup_steps=configuration.warmup_steps,
-        fp16=precision == "fp16",
-        bf16=precision == "bf16",
-        eval_strategy="epoch",
-        save_strategy="epoch",
-        logging_strategy="epoch",
-        save_total_limit=1,
-        load_best_model_at_end=True,
-        metric_for_best_model=metric,
-        greater_is_better=metric != "eval_loss",
-        seed=seed,
-        data_seed=seed,
-        report_to="none",
-        disable_tqdm=True,
-        dataloader_pin_memory=torch.cuda.is_available(),
-    )
-
-
-def _collator(tokenizer, configuration: Configuration):
-    if configuration.score_padding:
-        return None  # rows are already equally long, and their labels are kept as they are
-    collator = DataCollatorForLanguageModeling(tokenizer, mlm=False)  # labels anew: every end-of-text becomes -100
-    return lambda rows: collator([{key: row[key] for key in ("input_ids", "attention_mask")} for row in rows])
+def _cycled(rows: list, generator: torch.Generator) -> Iterator:
+    """The rows again and again, each time in another order."""
+    while True:
+        yield from (rows[i] for i in torch.randperm(len(rows), generator=generator).tolist())
 
 
 def _history(log: list[dict], metric: str) -> pd.DataFrame:
-    rows: dict[float, dict] = {}
+    rows, steps = [], []
     for entry in log:
-        row = rows.setdefault(round(entry["epoch"], 4), {"epoch": round(entry["epoch"], 4)})
-        names = {"loss": "training_loss", "eval_loss": "validation_loss"}
-        for name, value in entry.items():
-            if name in names or name.endswith("_accuracy"):
-                row[names.get(name, name.removeprefix("eval_"))] = float(value)
-    history = pd.DataFrame([row for row in rows.values() if "validation_loss" in row]).reset_index(drop=True)
+        if "loss" in entry:
+            steps.append(entry["loss"])
+        elif "eval_loss" in entry:
+            shares = {name.removeprefix("eval_"): entry[name] for name in entry if name.endswith("_accuracy")}
+            losses = {"training_loss": sum(steps) / len(steps), "validation_loss": entry["eval_loss"]}
+            rows.append({"epoch": round(entry["epoch"], 4), **losses, **shares})
+            steps = []
+    history = pd.DataFrame(rows)
     if not history["validation_loss"].map(math.isfinite).all():  # before the best epoch is sought: there may be none
         raise FineTuningError(
             f"The validation loss became {history['validation_loss'].tolist()}: lower the learning rate."
@@ -230,12 +204,3 @@ def _history(log: list[dict], metric: str) -> pd.DataFrame:
     best = history[column].idxmin() if column == "validation_loss" else history[column].idxmax()
     history["best"] = history.index == best
     return history
-
-
-def _card(configuration: Configuration, seed: int, history: pd.DataFrame) -> str:
-    best = history[history["best"]].iloc[0]
-    settings = "\n".join(f"- {name}: {value}" for name, value in asdict(configuration).items() if name != "seeds")
-    return (
-        f"# A fine-tuned GPT-2\n\nSeed {seed}, best epoch {best['epoch']:.0f} of {len(history)}, validation loss "
-        f"{best['validation_loss']:.3f} nats per scored token, in {precision_used(configuration)}.\n\n{settings}\n"
-    )

@@ -77,8 +77,8 @@ def taught_items(items: pd.DataFrame, *, seed: int) -> pd.DataFrame:
 
 
 def watched_items(items: pd.DataFrame) -> pd.DataFrame:
-    """What training may watch: each fact in one read and in the development wording, never in a test wording."""
-    return items[items["wording_id"].str.endswith(("seen-0", "development-0"))].reset_index(drop=True)
+    """What training watches: each fact in one wording of every group; only the development wording may stop it."""
+    return items[items["wording_id"].str.endswith("-0")].reset_index(drop=True)
 
 
 def choose_foils(facts: list[Fact], tokenizer, *, seed: int) -> dict[str, tuple[str, str]]:

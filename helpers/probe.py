@@ -33,6 +33,14 @@ def probe_accuracy(model, tokenizer, items: pd.DataFrame, *, batch_size: int) ->
     return pd.Series(right, index=items.index)
 
 
+def probe_shares(model, tokenizer, items: pd.DataFrame, *, batch_size: int) -> dict[str, float]:
+    """Share of items a model answers right, by `GROUP_accuracy` and `KIND_GROUP_accuracy`."""
+    asked = items.assign(right=probe_accuracy(model, tokenizer, items, batch_size=batch_size))
+    by_group = {f"{group}_accuracy": share for group, share in asked.groupby("group")["right"].mean().items()}
+    by_kind = asked.groupby(["kind", "group"])["right"].mean().items()
+    return by_group | {f"{kind}_{group}_accuracy": share for (kind, group), share in by_kind}
+
+
 def knowledge_table(model, tokenizer, items: pd.DataFrame, *, batch_size: int, **labels) -> pd.DataFrame:
     """Share of items a model answers right, per kind, arm and group of wordings, with `labels` as further columns."""
     right = probe_accuracy(model, tokenizer, items, batch_size=batch_size)

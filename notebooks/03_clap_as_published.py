@@ -30,11 +30,11 @@ import pandas as pd
 from helpers.artifacts import write_table
 from helpers.config import Paths, load_profile
 from helpers.figures import save_figure
-from helpers.finetune import planned_runs
 from helpers.models import load_base, load_model, untrained_twin
 from helpers.progress import track
 from helpers.published import PUBLISHED_ITEMS, describe_items, published_comparison, published_sweep, visited_modules
 from helpers.report import paragraph, save_findings, table
+from helpers.training import planned_runs
 
 profile = load_profile(profile_name, overrides)
 paths, networks_drawn = Paths(profile.name), profile.patching.untrained_networks
@@ -68,8 +68,8 @@ every `Conv1D` is patched too, each under its own name, and so are the bottlenec
 
 # %%
 networks = {("base", "base"): base}
-for run, *_ in planned_runs(profile.finetune):
-    networks["fine-tuned", run] = load_model(paths.data / "models" / run)[0]
+for run in planned_runs(profile.finetune):
+    networks["fine-tuned", run.name] = load_model(paths.data / "models" / run.name)[0]
 for number in range(networks_drawn):
     networks["untrained", f"untrained-{number}"] = untrained_twin(base, seed=number)
 sweeps = []

@@ -39,9 +39,10 @@ from helpers.models import load_base, load_model, untrained_twin
 from helpers.progress import step
 from helpers.report import paragraph, save_findings, table, with_interval
 from helpers.stats import recovery_intervals
+from helpers.training import ANALYSED
 
 profile = load_profile(profile_name, overrides)
-paths, seeds = Paths(profile.name), profile.finetune.analysed.seeds
+paths, seeds = Paths(profile.name), profile.finetune.corrected_2.seeds
 items, output = read_table(paths.data / "items" / "items.parquet"), paths.data / "clap" / "effects.parquet"
 intervals = partial(recovery_intervals, item="item_id", **vars(profile.statistics))
 draw = partial(save_figure, paths=paths, plumbing=profile.model.plumbing, seed=profile.statistics.seed, inputs=[output])
@@ -55,7 +56,7 @@ draw = partial(save_figure, paths=paths, plumbing=profile.model.plumbing, seed=p
 # %%
 effects, excluded = [], []
 for seed in seeds:
-    model, tokenizer = load_model(paths.data / "models" / f"analysed-seed{seed}")
+    model, tokenizer = load_model(paths.data / "models" / f"{ANALYSED}-seed{seed}")
     selection = select_pairs(model, tokenizer, taught_items(items, seed=seed), settings=profile.items)
     excluded.append(selection.excluded.assign(seed=seed))
     networks = {"fine-tuned": (model, profile.patching.directions)}

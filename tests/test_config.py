@@ -36,7 +36,7 @@ def test_every_profile_fits_the_schema(path):
     [
         ("corpus.sede=1", ["'corpus.sede'", "nearest is 'seed'"]),
         ("corpse.seed=1", ["'corpse'", "nearest is 'corpus'"]),
-        ("finetune.analysed.epoch=1", ["'finetune.analysed.epoch'", "nearest is 'epochs'"]),
+        ("finetune.corrected_2.epoch=1", ["'finetune.corrected_2.epoch'", "nearest is 'epochs'"]),
         ("corpus.seed=many", ["corpus.seed", "int", "'many'", "str"]),
         ("corpus.seed=1.5", ["corpus.seed", "int", "1.5", "float"]),
         ("corpus.seed=true", ["corpus.seed", "int", "True", "bool"]),
@@ -44,7 +44,8 @@ def test_every_profile_fits_the_schema(path):
         ("statistics.confidence=no", ["statistics.confidence", "float", "False"]),
         ("corpus.source=null", ["corpus.source", "str", "None"]),
         ("patching.components=resid_pre", ["patching.components", "tuple[str, ...]"]),
-        ("finetune.analysed.seeds=[0,one]", ["finetune.analysed.seeds", "int", "'one'"]),
+        ("finetune.corrected_2.seeds=[0,one]", ["finetune.corrected_2.seeds", "int", "'one'"]),
+        ("finetune.configuration_1.rows=pakced", ["finetune.configuration_1.rows", "chunked", "nearest is 'packed'"]),
         ("corpus=1", ["corpus", "mapping", "1"]),
         ("corpus.seed.deeper=1", ["corpus.seed", "no keys below"]),
         ("corpus.domains.epilepsy.mention=[a]", ["'corpus.domains.epilepsy.mention'", "nearest is 'mentions'"]),
@@ -71,9 +72,9 @@ def test_overrides_change_what_they_name_and_nothing_else(folder):
 
 
 def test_a_whole_number_may_stand_for_a_float_and_lists_become_tuples(folder):
-    profile = load_profile("mini", "corpus.timeout_seconds=3 finetune.analysed.seeds=[4,5]", folder=folder)
+    profile = load_profile("mini", "corpus.timeout_seconds=3 finetune.corrected_2.seeds=[4,5]", folder=folder)
     assert isinstance(profile.corpus.timeout_seconds, float)
-    assert profile.finetune.analysed.seeds == (4, 5)
+    assert profile.finetune.corrected_2.seeds == (4, 5)
 
 
 def test_another_domain_is_one_entry():

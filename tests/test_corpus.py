@@ -133,7 +133,7 @@ def test_records_fit_the_models_that_read_them(corpus):
     lengths = [
         len(ids) for variant in (0, 1) for ids in tokenizer(training_texts(corpus, variant=variant))["input_ids"]
     ]
-    for configuration in ("configuration_1", "configuration_2", "analysed"):
+    for configuration in ("configuration_1", "configuration_2", "corrected_1", "corrected_2"):
         assert max(lengths) <= getattr(PROFILE.finetune, configuration).max_length, configuration
 
 
