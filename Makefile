@@ -1,4 +1,4 @@
-# `make help` lists what there is. Settings: PROFILE=mini, SET="section.key=value …", ONLY=04, PYTHON=python3.
+# `make help` lists what there is. Settings: PROFILE=mini, SET="section.key=value …", ONLY=04, DEVICES=1, PYTHON=python3.
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .ONESHELL:
@@ -8,9 +8,10 @@ SHELL := bash
 PROFILE ?= mini
 SET ?=
 ONLY ?=
+DEVICES ?= 1
 PYTHON ?= python3
 
-export PROFILE SET ONLY PYTHON
+export PROFILE SET ONLY DEVICES PYTHON
 
 # The active environment when it fits requirements.lock, else .venv, made when it is missing.
 environment := python="$$("$$PYTHON" helpers/environment.py python)"
@@ -18,7 +19,7 @@ environment := python="$$("$$PYTHON" helpers/environment.py python)"
 .PHONY: help
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-zA-Z0-9_%\/.-]+:.*## / {printf "  make %-22s %s\n", $$1, $$2}' Makefile
-	@echo '  settings: PROFILE=mini|smoke|paper  SET="section.key=value …"  ONLY=04  PYTHON=python3.12'
+	@echo '  settings: PROFILE=mini|smoke|paper  SET="section.key=value …"  ONLY=04  DEVICES=1  PYTHON=python3.12'
 
 .PHONY: setup
 setup: ## Make the environment: .venv from requirements.lock, unless one that fits is active
@@ -38,7 +39,7 @@ test: ## Lint, the notebooks in the smoke profile, and the tests (5 minutes at m
 	"$$python" -m ruff check --quiet .
 	"$$python" -m ruff format --check --quiet .
 	"$$python" -m helpers.execution reproduce --profile smoke
-	exec "$$python" -m pytest -q
+	exec "$$python" -m pytest -q -n logical --maxprocesses 4 --dist loadfile
 
 .PHONY: test-slow
 test-slow: ## The grids that take long, such as kills at random moments
@@ -57,6 +58,13 @@ figures/%.pdf: FORCE ## Redraw one figure, as in figures/mini/NAME.pdf
 lab: ## Open the notebooks in JupyterLab
 	@$(environment); exec "$$python" -m helpers.kernel lab
 
+.PHONY: train
+train: ## Train the runs of notebook 02 alone, on DEVICES=1 processes, as in PROFILE=paper DEVICES=4
+	@$(environment)
+	several=(-m torch.distributed.run --standalone --nproc-per-node "$$DEVICES")
+	[ "$$DEVICES" = 1 ] && several=()
+	exec "$$python" "$${several[@]}" -m helpers.training --profile "$$PROFILE" --set "$$SET"
+
 .PHONY: base-model
 base-model: ## Train the embedded base checkpoint again (30 minutes at most on two cores)
 	@$(environment); exec "$$python" -m helpers.pretraining
@@ -66,12 +74,13 @@ bench-sweep: ## Time the patch sweep beside its peers (30 minutes at most); writ
 	@$(environment); exec "$$python" -m benchmarks.sweep
 
 .PHONY: bench
-bench: bench-sweep ## All benchmarks: peers, memory, scaling, parsing, screening (45 minutes at most on two idle cores)
+bench: bench-sweep ## All benchmarks: peers, memory, scaling, parsing, screening, training (1 hour at most on two idle cores)
 	@$(environment)
 	"$$python" -m benchmarks.memory
 	"$$python" -m benchmarks.scaling
 	"$$python" -m benchmarks.parsing
-	exec "$$python" -m benchmarks.screening
+	"$$python" -m benchmarks.screening
+	exec "$$python" -m benchmarks.training
 
 .PHONY: clean
 clean: ## Remove what was generated; never data/embedded, raw downloads, or committed figures

@@ -40,13 +40,19 @@ def measured(call: Callable[[], object], device: str, *, trim: bool = True) -> t
     gc.collect()
     if trim:
         _trim()
-    _synchronise(device)
+    synchronise(device)
     _reset_peak(device)
     before, start = _held(device), time.perf_counter()
     result = call()
-    _synchronise(device)
+    synchronise(device)
     seconds = time.perf_counter() - start
     return result, Measurement(seconds, before, _peak(device), _held(device))
+
+
+def synchronise(device: str) -> None:
+    """Wait until an accelerator has done what it was told."""
+    if device != "cpu":
+        torch.accelerator.synchronize(device)
 
 
 def floating_point_operations(call: Callable[[], object]) -> int:
@@ -58,10 +64,10 @@ def floating_point_operations(call: Callable[[], object]) -> int:
     return counter.get_total_flops()
 
 
-def matrix_peak(device: str, *, size: int | None = None, repeats: int = 7) -> float:
-    """Operations per second of the fastest of several large square products in float32."""
+def matrix_peak(device: str, *, size: int | None = None, repeats: int = 7, dtype: torch.dtype = torch.float32) -> float:
+    """Operations per second of the fastest of several large square products."""
     size = size or (2048 if device == "cpu" else 8192)
-    left, right = torch.rand(2, size, size, device=device)
+    left, right = torch.rand(2, size, size, device=device, dtype=dtype)
     fastest = min(measured(lambda: left @ right, device)[1].seconds for _ in range(repeats))
     return 2 * size**3 / fastest
 
@@ -73,11 +79,6 @@ def processors() -> int:
 
 def _attention(queries: tuple, keys: tuple, values: tuple, *others, **options) -> int:
     return sdpa_flop_count(queries, keys, values)
-
-
-def _synchronise(device: str) -> None:
-    if device != "cpu":
-        torch.accelerator.synchronize(device)
 
 
 def _trim() -> None:

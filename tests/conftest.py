@@ -1,5 +1,9 @@
 """Shared fixtures: tiny random models and a tiny tokenizer, made in memory in milliseconds."""
 
+import os
+
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch looks: bitwise claims are for the CPU
+
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers

@@ -7,12 +7,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 
-from benchmarks import machine, memory, ours, parsing, scaling, screening, sweep, worker
+from benchmarks import machine, memory, ours, parsing, scaling, screening, sweep, training, worker
 from benchmarks.cases import SMALL_BLOCKS, Case, Network
 from benchmarks.comparisons import COMPARISONS, Comparison, Ratio, medians, ratio_table
 from benchmarks.peers import hooks, limit, traces
 from benchmarks.worker import IMPLEMENTATIONS, Timing, Worker, WorkerError
+from helpers.config import load_profile
 from helpers.pubmed_records import parse_records
 
 TINY = Network(layers=3, width=32, heads=2, vocabulary=50)
@@ -270,3 +272,61 @@ def test_the_parsing_report_by_hand():
     text = parsing.report(rows, 400 * 9000)
     assert text.startswith("2,000 records a second on one core (9.0 kB each; wanted: 1,500), 2.50 × Bio.Entrez.read;")
     assert "1,000 from batches" in text and "take 17 minutes" in text and "+40 MB: NOT flat" in text
+
+
+# Training
+
+
+def test_made_texts_are_as_long_as_real_ones_and_always_the_same():
+    texts, tokenizer = training.made_texts(), training.Made()
+    ids = tokenizer(texts)["input_ids"]
+    lengths = [len(one) for one in ids]
+    assert (
+        min(lengths) >= 114 and max(lengths) <= 878 and np.mean(np.minimum(lengths, 512)) == pytest.approx(363, abs=5)
+    )
+    assert tokenizer(texts)["input_ids"] == ids and tokenizer.eos_token_id not in sum(ids, [])
+
+
+def test_operations_of_a_token_by_hand():
+    network = training.GPT2Config(n_layer=2, n_embd=8, n_head=2, vocab_size=10)
+    matrices = 2 * (8 * 24 + 8 * 8 + 8 * 32 + 32 * 8) + 10 * 8  # queries to values, output, up, down; head
+    scores = 2 * 2 * 5 * 8  # per block and token of five: a product with every key, a sum over every value
+    assert training.operations_per_token(network, 5) == 3 * 2 * (matrices + scores)
+
+
+@pytest.mark.parametrize(
+    "run, rows", [(training.run_trainer, "packed"), (training.run_trainer, "chunked"), (training.run_loop, "chunked")]
+)
+def test_steps_are_timed_and_their_useful_tokens_counted(run, rows):
+    settings = dataclasses.replace(load_profile("mini").finetune, max_steps=2)
+    configuration = dataclasses.replace(
+        settings.configuration_2, rows=rows, batch_size=1, gradient_accumulation=2, max_length=8
+    )
+    clock, texts = training.Clock("cpu"), ["5", "5", "5", "5"]
+    model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=2))
+    before = model.transformer.h[0].mlp.c_fc.weight.clone()
+    made = training.ROWS[rows](texts, training.Made(), max_length=8)
+    run(model, made, configuration, settings, clock)
+    assert len(clock.seconds) == 2 and clock.tokens[:4] == [{"packed": 6, "chunked": 8}[rows]] * 4
+    assert training.useful_share(made, training.Made.eos_token_id) == pytest.approx(5 / clock.tokens[0])
+    assert not torch.equal(model.transformer.h[0].mlp.c_fc.weight, before)
+
+
+def test_a_report_of_training_says_what_is_met():
+    seconds = {"I": 10.0, "II": 10.0, "I′": 5.0, "II′": 6.0, training.LOOP: 8.0}
+    rows = pd.DataFrame(
+        [{"configuration": name, "round": 1, "seconds": each, "tokens": 200, "useful_share": 0.5, "peak_mb": 1.0}
+         for name, each in seconds.items()]
+    )  # fmt: skip
+    text = training.report(rows, 1.5, "cpu")
+    assert "I′ beside I: 2.00 × the useful tokens a second" in text and "wanted: 1.15 × that, 1.72): yes" in text
+    second = next(line for line in text.splitlines() if line.startswith("II′ beside II: 1.67 ×"))
+    assert second.endswith("1.72): NO.") and text.count(": NO.") == 2
+    assert "II beside a plain loop: 1.25 × its time (wanted: 1.15 at most): NO" in text
+    losses = pd.DataFrame({"configuration": ["II", "II", "II′", "II′"], "loss": [1.0, 1.2, 1.1, 1.3]})
+    # Two variances of 0.02 over two runs each: the difference has the standard error √0.02.
+    assert "difference +0.1000 ± 0.1414 (standard error): within seed noise (two errors): yes" in training.loss_report(
+        losses
+    )
+    losses["loss"] = [1.0, 1.001, 1.1, 1.101]
+    assert training.loss_report(losses).endswith(": NO.")
