@@ -186,13 +186,13 @@ def test_the_command_ends_in_one_line_and_exit_code_1(toy, capsys):
 
 def test_the_kernel_is_this_interpreter_offline_and_without_the_users_settings(toy, monkeypatch):
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    names = ["HF_HUB_OFFLINE", "TOKENIZERS_PARALLELISM", "OMP_WAIT_POLICY", "PYTHONHASHSEED", "IPYTHONDIR"]
+    names = ["HF_HUB_OFFLINE", "TOKENIZERS_PARALLELISM", "GOMP_SPINCOUNT", "PYTHONHASHSEED", "IPYTHONDIR"]
     values = f"[sys.executable, os.getcwd(), *map(os.environ.get, {names})]"
     toy.add_cell("01_draw", f"import os, sys\nwrite_json(paths.data / 'draw' / 'here.json', {values})")
     toy.add_cell("01_draw", HOLDS_LOCK)
     go(toy, stages=ONE)
     found = json.loads((toy.paths.data / "draw" / "here.json").read_text())
-    assert found == [sys.executable, str(toy.root), "1", "false", "PASSIVE", "0", str(toy.root / "build" / "ipython")]
+    assert found == [sys.executable, str(toy.root), "1", "false", "20000", "0", str(toy.root / "build" / "ipython")]
     assert json.loads((toy.paths.data / "draw" / "holds_lock.json").read_text())
     assert "HF_HUB_OFFLINE" not in os.environ
 
