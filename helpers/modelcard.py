@@ -70,7 +70,7 @@ def model_card(
     settings = "\n".join(f"- {name}: {value}" for name, value in asdict(configuration).items() if name != "seeds")
     data = "\n".join(f"- {name}: sha256 {digest}" for name, digest in provenance.data.items())
     return (
-        f"# A fine-tuned GPT-2\n\nFine-tuned from {base}. Seed {seed}, best epoch {best['epoch']:.0f} of "
+        f"# A fine-tuned GPT-2\n\nFine-tuned from {base}. Seed {seed}, best epoch {best['epoch']:.4g} of "
         f"{len(history)}, validation loss "
         f"{best['validation_loss']:.3f} nats per scored token, in {precision}; {minutes:.1f} minutes in "
         f"{processes} {several} on {provenance.hardware}, at revision {provenance.revision}.\n\n{settings}\n\n"

@@ -94,7 +94,7 @@ def trained_runs(
         base, tokenizer = load_base(model, paths)
         texts, asked = run_texts(corpus, settings, run.seed), taught_items(items, seed=run.seed)
         folder, made = paths.data / "models" / run.name, {"key": key, "provenance": origin, "log": log}
-        made["base"] = f"{model.name_or_path}{f' at {model.revision}' if model.revision else ''}"
+        made["base"] = model.name_or_path if base_folder(model, paths) else f"{model.name_or_path} at {model.revision}"
         training = {"texts": texts, "settings": settings, "probe": watched_items(asked)}
         history, trained = train_run(folder, run, model=base, tokenizer=tokenizer, **made, **training)
         yield Trained(run, history, trained, texts, asked)
