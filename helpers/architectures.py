@@ -15,13 +15,19 @@ A new family is one more row of `ARCHITECTURES`.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
 
 from torch import nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 # Order matters: nnsight lets a trace read sites only in the order of the forward pass.
 SITES = ("embedding", "resid_pre", "head_out", "attn_out", "mlp_out", "resid_post")
+
+
+ATTENTION = "helpers.attention"
 
 
 class ArchitectureError(ValueError):
@@ -134,3 +140,19 @@ def head_count(model: nn.Module) -> int:
 def has_parallel_residual(model: nn.Module) -> bool:
     """Whether the MLP of a block reads what its attention reads, and so not what attention wrote (GPT-NeoX)."""
     return bool(getattr(model.config, "use_parallel_residual", False))
+
+
+@contextmanager
+def attention(model: nn.Module, function: Callable) -> Iterator[None]:
+    """Let `function` compute every attention of `model`; the implementation that was set comes back afterwards.
+
+    It stands in the attention interface of transformers, and is given no mask.
+    """
+    before = model.config._attn_implementation
+    ALL_ATTENTION_FUNCTIONS[ATTENTION] = function
+    model.config._attn_implementation = ATTENTION
+    try:
+        yield
+    finally:
+        model.config._attn_implementation = before
+        del ALL_ATTENTION_FUNCTIONS[ATTENTION]

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch.distributed as distributed
+from accelerate import PartialState
 from safetensors import SafetensorError
 from transformers import TrainerCallback
 from transformers.trainer_callback import TrainerState
@@ -77,8 +77,7 @@ class CompleteCheckpoints(TrainerCallback):
 
     def on_save(self, args, state, control, **kwargs):
         """Mark the checkpoint, when every process has written its part."""
-        if distributed.is_available() and distributed.is_initialized():
-            distributed.barrier()
+        PartialState().wait_for_everyone()
         if state.is_world_process_zero:
             folder = Path(args.output_dir)
             checkpoint = folder / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"

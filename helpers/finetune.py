@@ -25,6 +25,7 @@ from helpers.checkpoints import CompleteCheckpoints, finished, last_complete
 from helpers.config import Configuration, FineTuning
 from helpers.examples import UNSCORED, Split, chunked, collate, packed, padded
 from helpers.packing import texts_apart
+from helpers.probe import prompt_and_answer_tokens
 from helpers.trainer import FineTuningError, ProbedTrainer, this_process, training_arguments
 
 ROWS = {"padded": padded, "chunked": chunked, "packed": packed}
@@ -167,15 +168,13 @@ def _part(model, writing: Writing) -> list[torch.nn.Parameter]:
 
 
 def _answers(tokenizer, items: pd.DataFrame) -> list[dict[str, list[int]]]:
-    prompts = tokenizer(items["prompt"].tolist())["input_ids"]
-    answers = tokenizer([f" {answer}." for answer in items["answer"]])["input_ids"]
     return [
         {
             "input_ids": prompt + answer,
             "labels": [UNSCORED] * len(prompt) + answer,
             "position_ids": list(range(len(prompt) + len(answer))),
         }
-        for prompt, answer in zip(prompts, answers, strict=True)
+        for prompt, answer in zip(*prompt_and_answer_tokens(tokenizer, items), strict=True)
     ]
 
 

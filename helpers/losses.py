@@ -49,14 +49,16 @@ def label_losses(model, rows: Sequence[dict[str, list[int]]], *, batch_size: int
     Each is one-dimensional, in the order of rows and positions; the losses are in double precision.
     """
     device, found = next(model.parameters()).device, []
-    for start in range(0, len(rows), batch_size):
-        batch = collate(rows[start : start + batch_size])
-        labels = batch.pop("labels")[:, 1:]
-        real = batch["attention_mask"][:, 1:].bool() if "attention_mask" in batch else torch.ones_like(labels).bool()
-        with torch.no_grad(), texts_apart(model) if "slots" in batch else nullcontext():
+    with torch.no_grad(), texts_apart(model) if "position_ids" in rows[0] else nullcontext():
+        for start in range(0, len(rows), batch_size):
+            batch = collate(rows[start : start + batch_size])
+            labels = batch.pop("labels")[:, 1:]
+            real = (
+                batch["attention_mask"][:, 1:].bool() if "attention_mask" in batch else torch.ones_like(labels).bool()
+            )
             logits = model(**{name: value.to(device) for name, value in batch.items()}).logits[:, :-1].float().cpu()
-        losses = cross_entropy(logits.transpose(1, 2), labels, reduction="none", ignore_index=UNSCORED)
-        scored = labels != UNSCORED
-        found.append((losses[scored].double(), labels[scored], real[scored]))
+            losses = cross_entropy(logits.transpose(1, 2), labels, reduction="none", ignore_index=UNSCORED)
+            scored = labels != UNSCORED
+            found.append((losses[scored].double(), labels[scored], real[scored]))
     losses, labels, real = (torch.cat(parts) for parts in zip(*found, strict=True))
     return losses, labels, real

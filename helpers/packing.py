@@ -12,10 +12,9 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-WITHIN_TEXTS = "within_texts"
+from helpers.architectures import attention
 
 
 class PackingError(ValueError):
@@ -67,14 +66,11 @@ def attention_within_texts(
 @contextmanager
 def texts_apart(model) -> Iterator[None]:
     """Let a model take batches of packed texts, which bring their `layout`; it takes no others in the meantime."""
-    AttentionInterface.register(WITHIN_TEXTS, attention_within_texts)
     # A cache would be of no use; and end-of-text is a token like others, not padding that lacks a mask.
     before = {name: getattr(model.config, name) for name in ("use_cache", "pad_token_id")}
-    attention = model.config._attn_implementation
     model.config.update({"use_cache": False, "pad_token_id": None})
-    model.set_attn_implementation(WITHIN_TEXTS)
     try:
-        yield
+        with attention(model, attention_within_texts):
+            yield
     finally:
         model.config.update(before)
-        model.set_attn_implementation(attention)

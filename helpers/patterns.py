@@ -15,17 +15,14 @@ families hand over the same thing: queries and keys after rotation and normalisa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from torch import Tensor
 
+from helpers.architectures import attention
 from helpers.tracing import Traced, forward_arguments, read, write
-
-NAME = "helpers.patterns"
 
 
 @dataclass(frozen=True)
@@ -40,19 +37,6 @@ class Pattern:
     weights: Tensor
     mask: Tensor
     scaling: float
-
-
-@contextmanager
-def attention(model: nn.Module, function: Callable) -> Iterator[None]:
-    """Let `function` compute every attention of `model`; the implementation that was set comes back afterwards."""
-    before = model.config._attn_implementation
-    ALL_ATTENTION_FUNCTIONS[NAME] = function
-    model.config._attn_implementation = NAME
-    try:
-        yield
-    finally:
-        model.config._attn_implementation = before
-        del ALL_ATTENTION_FUNCTIONS[NAME]
 
 
 def recorder(patterns: dict[int, Pattern]) -> Callable:

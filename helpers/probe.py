@@ -14,8 +14,7 @@ def probe_accuracy(model, tokenizer, items: pd.DataFrame, *, batch_size: int) ->
     """
     device, training = next(model.parameters()).device, model.training
     model.eval()
-    prompts = tokenizer(items["prompt"].tolist())["input_ids"]
-    answers = tokenizer([f" {answer}." for answer in items["answer"]])["input_ids"]
+    prompts, answers = prompt_and_answer_tokens(tokenizer, items)
     order = sorted(range(len(items)), key=lambda row: len(prompts[row]) + len(answers[row]))
     right = [False] * len(items)
     for start in range(0, len(order), batch_size):
@@ -31,6 +30,14 @@ def probe_accuracy(model, tokenizer, items: pd.DataFrame, *, batch_size: int) ->
             right[row] = predicted[line, begin - 1 : end - 1].tolist() == answers[row]
     model.train(training)
     return pd.Series(right, index=items.index)
+
+
+def prompt_and_answer_tokens(tokenizer, items: pd.DataFrame) -> tuple[list[list[int]], list[list[int]]]:
+    """Token ids of every item's prompt, and of what should follow it: the answer and its full stop."""
+    return (
+        tokenizer(items["prompt"].tolist())["input_ids"],
+        tokenizer([f" {answer}." for answer in items["answer"]])["input_ids"],
+    )
 
 
 def probe_shares(model, tokenizer, items: pd.DataFrame, *, batch_size: int) -> dict[str, float]:

@@ -17,8 +17,8 @@ import torch
 from nnsight import save
 from torch import Tensor
 
-from helpers.architectures import SITES, layer_count
-from helpers.patterns import Pattern, attention, recorder
+from helpers.architectures import SITES, attention, layer_count
+from helpers.patterns import Pattern, recorder
 from helpers.tracing import Traced, forward_arguments, read, write
 
 Key = tuple[str, int]  # (site, layer), or one of the two below

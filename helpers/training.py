@@ -35,7 +35,7 @@ from helpers.trainer import FineTuningError, precision_used, this_process
 
 RUN_TITLES = {"configuration_1": "I", "configuration_2": "II", "corrected_1": "I′", "corrected_2": "II′"}
 ANALYSED = "corrected_2"  # whose models the later notebooks take apart
-SOURCES = ("finetune", "trainer", "examples", "packing", "checkpoints", "fused", "probe", "models")
+SOURCES = ("finetune", "trainer", "examples", "packing", "architectures", "checkpoints", "fused", "probe", "models")
 
 
 @dataclass(frozen=True)
@@ -88,15 +88,15 @@ def trained_runs(
             raise FineTuningError(f"There is no {path}: run notebook 01 first (`make reproduce ONLY=01`).")
     corpus, items = read_corpus(inputs[0]), read_table(inputs[1])
     made_from = [*inputs, *base_folder(model, paths)]
-    key, origin = runs_key(settings, model, made_from), provenance(made_from)
+    origin = provenance(made_from)
+    key = runs_key(settings, model, origin)
     for run in planned_runs(settings):
         log(f"{run.name}: up to {run.configuration.epochs} epochs")
-        base, tokenizer = load_base(model, paths)
         texts, asked = run_texts(corpus, settings, run.seed), taught_items(items, seed=run.seed)
         folder, made = paths.data / "models" / run.name, {"key": key, "provenance": origin, "log": log}
         made["base"] = model.name_or_path if base_folder(model, paths) else f"{model.name_or_path} at {model.revision}"
         training = {"texts": texts, "settings": settings, "probe": watched_items(asked)}
-        history, trained = train_run(folder, run, model=base, tokenizer=tokenizer, **made, **training)
+        history, trained = train_run(folder, run, load=partial(load_base, model, paths), **made, **training)
         yield Trained(run, history, trained, texts, asked)
 
 
@@ -113,25 +113,25 @@ def common_test_texts(corpus: pd.DataFrame, settings: FineTuning) -> list[str]:
     return [text for text in run_texts(corpus, settings, seed=0).test if text in others]
 
 
-def runs_key(settings: FineTuning, model: Model, inputs: Sequence[Path]) -> str:
+def runs_key(settings: FineTuning, model: Model, provenance: Provenance) -> str:
     """What a finished run depends on: the settings, the base model, the content of its inputs, and the code."""
     sources = [Path(__file__).with_name(f"{module}.py") for module in SOURCES]
-    digests = [sha256_tree([path], path.parent) for path in [*inputs, *sources]]
-    return fingerprint([asdict(settings), asdict(model), digests])
+    code = [sha256_tree([path], path.parent) for path in sources]
+    return fingerprint([asdict(settings), asdict(model), provenance.data, code])
 
 
-def train_run(
-    folder: Path, run: Run, *, key: str, model, tokenizer, base: str, provenance: Provenance, log, **training
-):
+def train_run(folder: Path, run: Run, *, key: str, load: Callable, base: str, provenance: Provenance, log, **training):
     """Fine-tune into `folder` (weights, `metrics.jsonl`, `history.json`, model card), or read the run that is there.
 
-    A finished run made under the same `key` is kept: a rerun after a crash trains only what is missing. Of several
-    processes the first writes. Returns the history, with the precision that was used, and the model as it is on disk.
+    A finished run made under the same `key` is kept: a rerun after a crash trains only what is missing, and only then
+    does `load` give the base model and its tokenizer. Of several processes the first writes. Returns the history, with
+    the precision that was used, and the model as it is on disk.
     """
     record, state = folder / "history.json", this_process()
     if not record.is_file() or read_json(record)["key"] != key:
         started, checkpoints = time.monotonic(), folder.with_name(f".{folder.name}.checkpoints")
         made = {"configuration": run.configuration, "seed": run.seed, "checkpoints": checkpoints, "key": key}
+        model, tokenizer = load()
         history, metrics = fine_tune(model, tokenizer, **made, **training, log=log)
         minutes, precision = (time.monotonic() - started) / 60, precision_used(run.configuration)
         if state.is_main_process:

@@ -33,8 +33,7 @@ def run(folder, tokenizer, *, key="key", seed=0, model=None):
         folder,
         Run(folder.name, "configuration_2", dataclasses.replace(CONFIGURATION_2, epochs=1), seed),
         key=key,
-        model=model or tiny(tokenizer),
-        tokenizer=tokenizer,
+        load=lambda: (model or tiny(tokenizer), tokenizer),
         base="gpt2 at 607a",
         provenance=PROVENANCE,
         texts=TEXTS,
@@ -126,17 +125,21 @@ def test_a_key_changes_with_settings_model_and_inputs(tmp_path):
     first.write_text("one")
     folder.mkdir()
     (folder / "weights").write_text("two")
-    key = runs_key(SETTINGS, model, [first, folder])
-    assert runs_key(SETTINGS, model, [first, folder]) == key
+
+    def key_of(settings, model):
+        return runs_key(settings, model, provenance([first, folder], root=tmp_path))
+
+    key = key_of(SETTINGS, model)
+    assert key_of(SETTINGS, model) == key
     changed = {
-        runs_key(dataclasses.replace(SETTINGS, split_seed=1), model, [first, folder]),
-        runs_key(SETTINGS, dataclasses.replace(model, name_or_path="random"), [first, folder]),
-        runs_key(SETTINGS, dataclasses.replace(model, revision="a" * 40), [first, folder]),
+        key_of(dataclasses.replace(SETTINGS, split_seed=1), model),
+        key_of(SETTINGS, dataclasses.replace(model, name_or_path="random")),
+        key_of(SETTINGS, dataclasses.replace(model, revision="a" * 40)),
     }
     (folder / "weights").write_text("three")
-    changed.add(runs_key(SETTINGS, model, [first, folder]))
+    changed.add(key_of(SETTINGS, model))
     first.write_text("four")
-    changed.add(runs_key(SETTINGS, model, [first, folder]))
+    changed.add(key_of(SETTINGS, model))
     assert len(changed) == 5 and key not in changed
 
 
@@ -195,7 +198,7 @@ def shared_run(folder, tokenizer):
     run = Run(folder.name, "corrected_2", configuration, 0)
     made = {"key": "key", "base": "gpt2", "provenance": PROVENANCE, "log": lambda line: print(line, flush=True)}
     training = {"texts": Split(texts, held_out, held_out), "settings": SETTINGS, "probe": PROBE}
-    return train_run(folder, run, model=tiny(tokenizer), tokenizer=tokenizer, **made, **training)
+    return train_run(folder, run, load=lambda: (tiny(tokenizer), tokenizer), **made, **training)
 
 
 def test_two_processes_train_as_one_does(tmp_path, tokenizer):
