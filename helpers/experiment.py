@@ -11,12 +11,13 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from helpers.answers import ANSWER_LOG_PROBABILITY, measure_answers, sweep_answers
 from helpers.config import Items, Patching
 from helpers.metrics import normalise, with_effects
-from helpers.pairs import PromptPair, symmetric_replacement
+from helpers.pairs import PromptPair, shuffled_donors, symmetric_replacement
 from helpers.patching import measure_runs, sweep
-from helpers.values import OTHER_RUN, Value
 
+EFFECTS = ["pair", "component", "layer", "position", "role", "head", "direction", "metric", "numerator", "denominator"]
 ROLE_ORDER = ("prefix", "subject_first", "subject_middle", "subject_last", "relation", "last", "all")
 
 
@@ -69,21 +70,56 @@ def why_excluded(excluded: pd.DataFrame) -> pd.DataFrame:
 
 
 def measure_effects(
-    model, pairs: Sequence[PromptPair], *, settings: Patching, directions: Sequence[str], value: Value = OTHER_RUN
+    model,
+    pairs: Sequence[PromptPair],
+    *,
+    settings: Patching,
+    directions: Sequence[str],
+    metrics: Sequence[str] = ("logit_difference",),
 ) -> pd.DataFrame:
     """Sweep the profile's components at each position, and attention, MLPs and heads at all positions together.
 
-    One row per patch of one pair. Columns of `patching.sweep` and of `metrics.with_effects`, in logits: the ratio is
-    taken later, of means. The residual stream is not patched at all positions: it would recover 1 by construction.
+    One row per patch of one pair and metric. Columns: pair, component, layer, position, role, head, direction, metric,
+    numerator, denominator (metrics.with_effects), in the metric's unit: the ratio is taken later, of means.
+    `metrics` are those of helpers.metrics, and the whole answer's of helpers.answers. The residual stream is not
+    patched at all positions: it would recover 1 by construction.
     """
-    tables = []
-    for direction in directions:
-        options = {"direction": direction, "row_budget": settings.row_budget, "value": value}
-        tables.append(sweep(model, pairs, components=settings.components, **options))
-        whole = [component for component in settings.components if not component.startswith("resid")]
-        tables.append(sweep(model, pairs, components=[*whole, "head_out"], positions="all", **options))
+    whole = [component for component in settings.components if not component.startswith("resid")]
+    kinds = ({"components": settings.components}, {"components": [*whole, "head_out"], "positions": "all"})
+    first_token, tables = [name for name in metrics if name != ANSWER_LOG_PROBABILITY], []
+    if first_token:
+        options = {"metrics": first_token, "row_budget": settings.row_budget}
+        runs = measure_runs(model, pairs, **options)
+        swept = [sweep(model, pairs, direction=d, **kind, **options) for d in directions for kind in kinds]
+        tables += [with_effects(pd.concat(swept), runs, metric=name).assign(metric=name) for name in first_token]
+    if ANSWER_LOG_PROBABILITY in metrics:
+        options = {"row_budget": settings.row_budget}
+        runs = measure_answers(model, pairs, **options)
+        swept = [sweep_answers(model, pairs, direction=d, **kind, **options) for d in directions for kind in kinds]
+        name = ANSWER_LOG_PROBABILITY
+        tables.append(with_effects(pd.concat(swept), runs, metric=name).assign(metric=name))
+    return pd.concat(tables, ignore_index=True)[EFFECTS]
+
+
+def shuffled_effects(model, pairs: Sequence[PromptPair], *, settings: Patching, seed: int) -> pd.DataFrame:
+    """`measure_effects` by denoising with an unrelated item's activations, over the pairs' own denominators: a null."""
+    strangers = shuffled_donors(pairs, seed=seed)
+    if not strangers:
+        raise ExperimentError(f"None of {len(pairs)} pairs has a stranger of its own form to be patched from.")
+    effects = measure_effects(model, strangers, settings=settings, directions=("denoising",))
     runs = measure_runs(model, pairs, metrics=("logit_difference",), row_budget=settings.row_budget)
-    return with_effects(pd.concat(tables, ignore_index=True), runs)
+    ends = runs.pivot(index="pair", columns="run", values="logit_difference")
+    return effects.assign(denominator=effects["pair"].map(ends["clean"] - ends["corrupted"]))
+
+
+def in_units_of(effects: pd.DataFrame, reference: pd.DataFrame) -> pd.DataFrame:
+    """Effects over the denominators that the same pairs have in `reference`, for networks without a ratio of their own.
+
+    Rows of pairs that `reference` lacks are left out.
+    """
+    own = reference.drop_duplicates("pair").set_index("pair")["denominator"]
+    known = effects[effects["pair"].isin(own.index)]
+    return known.assign(denominator=known["pair"].map(own))
 
 
 def by_role(effects: pd.DataFrame) -> pd.DataFrame:
@@ -92,11 +128,12 @@ def by_role(effects: pd.DataFrame) -> pd.DataFrame:
     The role "all" is one patch of all positions together. Averaging first within the pair lets every pair weigh the
     same, whatever the length of its subject.
     """
-    keys = [
-        c
-        for c in ("network", "seed", "pair", "item_id", "kind", "arm", "component", "layer", "direction", "role")
-        if c in effects
-    ]
+    run, item, site = (
+        ("network", "seed"),
+        ("pair", "item_id", "kind", "arm"),
+        ("component", "layer", "direction", "role"),
+    )
+    keys = [name for name in (*run, *item, "metric", *site) if name in effects]
     rows = effects[effects["component"] != "head_out"]
     table = rows.groupby(keys, as_index=False, observed=True)[["numerator", "denominator"]].mean()
     return table.assign(role=pd.Categorical(table["role"], ROLE_ORDER, ordered=True))

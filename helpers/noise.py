@@ -14,9 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from helpers.pairs import PromptPair
-
-SUBJECT = ("subject_first", "subject_middle", "subject_last")
+from helpers.pairs import SUBJECT, PromptPair
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 
 ROLES = ("prefix", "subject_first", "subject_middle", "subject_last", "relation", "last")
+SUBJECT = ("subject_first", "subject_middle", "subject_last")
+ANSWER = "answer"  # tokens of an answer that stand in both prompts of a continued pair: they are never patched
 
 
 class PairError(ValueError):
@@ -30,9 +32,9 @@ class PromptPair:
 
     `answer` is the whole clean answer r and `foil` the whole answer r′ of the corrupted prompt; metrics use their first
     tokens. `roles` names each position by one of ROLES: a one-token subject is `subject_last`, and the last position is
-    always `last`, even where the subject ends there, for what is measured there is another thing. `donor_id` is the
-    item whose prompt is the corrupted one. Raises PairError when lengths differ, the prompts are equal, an answer is
-    empty, or answer and foil begin with the same token.
+    always `last`, even where the subject ends there, for what is measured there is another thing; ANSWER stands for
+    tokens after it (helpers.answers). `donor_id` is the item whose prompt is the corrupted one. Raises PairError when
+    lengths differ, the prompts are equal, an answer is empty, or answer and foil begin with the same token.
     """
 
     pair_id: str
@@ -55,7 +57,7 @@ class PromptPair:
             raise PairError(
                 f"Pair {self.pair_id}: the answer {self.answer} and the foil {self.foil} need first tokens that differ."
             )
-        if unknown := sorted(set(self.roles) - set(ROLES)):
+        if unknown := sorted(set(self.roles) - {*ROLES, ANSWER}):
             raise PairError(
                 f"Pair {self.pair_id}: unknown roles {', '.join(unknown)}; the roles are {', '.join(ROLES)}."
             )
@@ -166,6 +168,30 @@ def symmetric_replacement(items: pd.DataFrame, tokenizer, *, seed: int) -> tuple
             )
         )
     return pairs, pd.DataFrame(excluded, columns=["item_id", "wording_id", "reason"])
+
+
+def shuffled_donors(pairs: Sequence[PromptPair], *, seed: int) -> list[PromptPair]:
+    """The null of denoising: every pair with the clean prompt of an unrelated pair in the place of its own.
+
+    Answer, foil and corrupted prompt stay, and so does the name: what such a patch "recovers" is not the answer, it is
+    what the loss of the wrong answer is worth. The stranger has the same roles, differs from the clean prompt at the
+    subject only, and its answer begins neither as the pair's answer nor as its foil. Pairs without one are left out.
+    """
+
+    def frame(pair: PromptPair) -> tuple:
+        return pair.roles, *(t for t, role in zip(pair.clean, pair.roles, strict=True) if role not in SUBJECT)
+
+    alike: dict[tuple, list[PromptPair]] = {}
+    for pair in pairs:
+        alike.setdefault(frame(pair), []).append(pair)
+    shuffled = []
+    for pair in pairs:
+        taken = (pair.answer[0], pair.foil[0])
+        strangers = [other for other in alike[frame(pair)] if other.answer[0] not in taken]
+        if strangers:
+            stranger = min(strangers, key=lambda other: _draw(seed, pair.pair_id, other.pair_id))
+            shuffled.append(replace(pair, clean=stranger.clean, donor_id=stranger.pair_id))
+    return shuffled
 
 
 def bucket_by_length(pairs: Iterable[PromptPair]) -> dict[int, list[PromptPair]]:

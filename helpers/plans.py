@@ -17,7 +17,7 @@ import pandas as pd
 
 from helpers.architectures import SITES as COMPONENTS
 from helpers.architectures import architecture_of, head_count, layer_count
-from helpers.pairs import ROLES, PromptPair
+from helpers.pairs import ANSWER, ROLES, PromptPair
 
 DIRECTIONS = ("denoising", "noising")
 POSITIONS = ("each", "all", "roles")
@@ -142,18 +142,18 @@ def tabulate(
 
 
 def _targets(pair: PromptPair, positions: str) -> list[tuple[int | None, str, Sequence[int]]]:
-    """What is patched at a time: (position or None, role, tokens)."""
+    """What is patched at a time: (position or None, role, tokens); never a token of a continued pair's answer."""
     if positions == "all":
-        return [(None, "all", range(pair.positions))]
+        return [(None, "all", _tokens_of(pair, "all"))]
     if positions == "roles":
         present = [role for role in ROLES if role in pair.roles]
         return [(None, role, _tokens_of(pair, role)) for role in present]
-    return [(position, role, (position,)) for position, role in enumerate(pair.roles)]
+    return [(position, pair.roles[position], (position,)) for position in _tokens_of(pair, "all")]
 
 
 def _tokens_of(pair: PromptPair, position: int | str) -> Sequence[int]:
     if position == "all":
-        return range(pair.positions)
+        return [token for token, role in enumerate(pair.roles) if role != ANSWER]
     if isinstance(position, str):
         return [token for token, role in enumerate(pair.roles) if role == position]
     return (position,)

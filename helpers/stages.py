@@ -86,7 +86,7 @@ STAGES = (
     Stage(
         "04_clap",
         sections=("model", "finetune", "items", "patching", "statistics"),
-        inputs=("01_data_collection", "02_fine_tuning"),
+        inputs=("01_data_collection", "02_fine_tuning", "03_clap_as_published"),
         outputs=("clap",),
         embedded=BASE_MODEL,
         budget_minutes=4.0,

@@ -69,6 +69,82 @@ def recovery_intervals(
     return pd.DataFrame(rows)
 
 
+def contrasts(
+    table: pd.DataFrame,
+    *,
+    by: list[str],
+    item: str,
+    kinds: tuple[str, str],
+    resamples: int,
+    confidence: float,
+    seed: int,
+) -> pd.DataFrame:
+    """The first kind's ratio of means less the second's, with an interval over items and what chance would give.
+
+    `table` has the columns `by`, `item`, kind, numerator, denominator (1 for a plain mean); rows of one item and kind
+    are averaged first. An item may be of both kinds (the made-up arm), and is then drawn with both. Returns by-columns,
+    difference, low, high, items, and null_low, null_high: the central part of the differences when the kinds are
+    exchanged at random, between items that are of one kind, within those that are of both. Raises StatisticsError for
+    NaN, and where a group lacks one of the kinds.
+    """
+    _check_rows(table, [item, "kind", "numerator", "denominator"])
+    rows, chooser = [], np.random.default_rng(seed)
+    for key, group in table.groupby(by, observed=True, sort=True):
+        means = group.groupby([item, "kind"], observed=True)[["numerator", "denominator"]].mean().unstack("kind")
+        if missing := [kind for kind in kinds if kind not in means.columns.get_level_values("kind")]:
+            raise StatisticsError(f"A contrast needs items of both kinds, and {key} has none that is {missing[0]}.")
+        columns = [(part, kind) for kind in kinds for part in ("numerator", "denominator")]
+        items = means[columns].fillna(0).to_numpy()  # (items, 4): the two parts of each kind; absent ones add nothing
+        low, high = bootstrap_interval(items, _difference, resamples=resamples, confidence=confidence, seed=seed)
+        exchanged = [float(_difference(_exchange(items, chooser))) for _ in range(resamples)]
+        null = np.nanquantile(exchanged, [(1 - confidence) / 2, (1 + confidence) / 2])
+        found = {"difference": float(_difference(items)), "low": low, "high": high, "items": len(items)}
+        found |= {"null_low": float(null[0]), "null_high": float(null[1])}
+        rows.append(dict(zip(by, key if isinstance(key, tuple) else (key,), strict=True)) | found)
+    return pd.DataFrame(rows)
+
+
+def _difference(items: np.ndarray) -> np.ndarray:
+    """Ratio of means of columns 0 and 1 less that of columns 2 and 3, along the items axis."""
+    return ratio_of_means(items[..., :2]) - ratio_of_means(items[..., 2:])
+
+
+def _exchange(items: np.ndarray, chooser: np.random.Generator) -> np.ndarray:
+    """Kinds exchanged at random: as many items of each kind as before."""
+    swapped, both = items.copy(), (items[:, 1] != 0) & (items[:, 3] != 0)
+    flip = both & (chooser.random(len(items)) < 0.5)
+    single = np.flatnonzero(~both)
+    first = items[single, 1] != 0
+    flip[single] = chooser.permutation(first) != first
+    swapped[flip] = items[flip][:, [2, 3, 0, 1]]
+    return swapped
+
+
+def layer_range(effects: pd.DataFrame, *, item: str, resamples: int, confidence: float, seed: int) -> dict[str, float]:
+    """How far the layer that recovers most is above the one that recovers least, and what chance would give.
+
+    `effects` has one row or more per item and layer, with numerator and denominator; every item has every layer.
+    Returns estimate, low, high (over items), null_low and null_high (layers exchanged at random within each item).
+    """
+    _check_rows(effects, [item, "layer", "numerator", "denominator"])
+    values = effects.pivot_table(index=item, columns="layer", values="numerator", aggfunc="mean", observed=True)
+    scale = effects.groupby(item, observed=True)["denominator"].mean().reindex(values.index).to_numpy()
+    items = np.column_stack([values.to_numpy(), scale])
+
+    def spread(table: np.ndarray) -> np.ndarray:
+        layers = table[..., :-1].mean(axis=-2)
+        return (layers.max(-1) - layers.min(-1)) / table[..., -1].mean(axis=-1)
+
+    low, high = bootstrap_interval(items, spread, resamples=resamples, confidence=confidence, seed=seed)
+    chooser = np.random.default_rng(seed)
+    exchanged = [
+        spread(np.column_stack([chooser.permuted(values.to_numpy(), axis=1), scale])) for _ in range(resamples)
+    ]
+    null = np.quantile(exchanged, [(1 - confidence) / 2, (1 + confidence) / 2])
+    found = {"estimate": float(spread(items)), "low": low, "high": high}
+    return found | {"null_low": float(null[0]), "null_high": float(null[1])}
+
+
 def mixed_model(table: pd.DataFrame, formula: str, *, item: str) -> pd.DataFrame:
     """Linear mixed model with a random intercept per item, by restricted maximum likelihood.
 

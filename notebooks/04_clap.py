@@ -13,13 +13,14 @@
 # %% [markdown]
 # # 4 · CLAP, done right
 #
-# **Question.** Through which sites does the fine-tuned model's answer flow, and does that differ between definitions
-# and associations?
+# **Question.** Through which sites does the fine-tuned model's answer flow, does that differ between definitions and
+# associations, and which of the study's claims survive?
 #
 # Every confirmatory item that the model knows is paired with another item's prompt of the same wording, the same number
 # of tokens and the same subject positions, which has another answer: *symmetric token replacement*. One activation at
 # a time goes from the clean into the corrupted run (*denoising*: is it sufficient?) or from the corrupted into the
-# clean run (*noising*: is it necessary?). The answer's first token is read at the last position.
+# clean run (*noising*: is it necessary?). The answer's first token is read at the last position of the prompt, where
+# the answer would begin; the answer is never in the prompt.
 
 # %% tags=["parameters"]
 profile_name = "mini"
@@ -29,152 +30,190 @@ overrides = ""
 from functools import partial
 
 import pandas as pd
+from IPython.display import display
 
+from helpers import readings
+from helpers.architectures import layer_count
 from helpers.artifacts import read_table, write_table
+from helpers.claims import claims_table, corrected_estimates, published_numbers
+from helpers.clap import gathered, measure_change, measure_heads, measure_nulls, measure_tuned
 from helpers.config import Paths, load_profile
-from helpers.experiment import by_role, head_recovery, measure_effects, role_recovery, select_pairs, why_excluded
+from helpers.experiment import head_recovery, in_units_of, role_recovery, select_pairs, why_excluded
 from helpers.figures import save_figure
 from helpers.items import taught_items
-from helpers.models import load_base, load_model, untrained_twin
+from helpers.localisation import index_contrasts
+from helpers.models import load_base, load_model
 from helpers.progress import step
-from helpers.report import paragraph, save_findings, table, with_interval
+from helpers.report import paragraph, save_findings, table
 from helpers.stats import recovery_intervals
 from helpers.training import ANALYSED
 
 profile = load_profile(profile_name, overrides)
 paths, seeds = Paths(profile.name), profile.finetune.corrected_2.seeds
-items, output = read_table(paths.data / "items" / "items.parquet"), paths.data / "clap" / "effects.parquet"
-intervals = partial(recovery_intervals, item="item_id", **vars(profile.statistics))
-draw = partial(save_figure, paths=paths, plumbing=profile.model.plumbing, seed=profile.statistics.seed, inputs=[output])
+items, output = read_table(paths.data / "items" / "items.parquet"), paths.data / "clap"
+statistics, patching = vars(profile.statistics), profile.patching
+intervals = partial(recovery_intervals, item="item_id", **statistics)
+draw = partial(save_figure, paths=paths, plumbing=profile.model.plumbing, seed=statistics["seed"], inputs=[output])
 
 # %% [markdown]
-# ## The sweep
+# ## What is measured
 #
-# The pairs of a seed are fixed by its fine-tuned model. For the first seed, the base model and an untrained network are
-# patched on the very same pairs: whatever they show is not knowledge from fine-tuning.
+# The pairs of a seed are fixed by its fine-tuned model. For the first seed, the base model, untrained networks, and the
+# fine-tuned model with *shuffled donors* (activations of an unrelated item) are patched on the very same pairs:
+# whatever they show is not knowledge from fine-tuning.
 
 # %%
-effects, excluded = [], []
+base, parts, excluded = load_base(profile.model, paths)[0], [], []
 for seed in seeds:
     model, tokenizer = load_model(paths.data / "models" / f"{ANALYSED}-seed{seed}")
-    selection = select_pairs(model, tokenizer, taught_items(items, seed=seed), settings=profile.items)
+    taught, first = taught_items(items, seed=seed), seed == seeds[0]
+    selection = select_pairs(model, tokenizer, taught, settings=profile.items)
     excluded.append(selection.excluded.assign(seed=seed))
-    networks = {"fine-tuned": (model, profile.patching.directions)}
-    if seed == seeds[0]:
-        networks["base"] = (load_base(profile.model, paths)[0], ("denoising",))
-        networks["untrained"] = (untrained_twin(model, seed=seed), ("denoising",))
-    for name, (network, directions) in networks.items():
-        step(f"seed {seed}, {name}: {len(selection.pairs)} pairs, {' and '.join(directions)}")
-        measured = measure_effects(network, selection.pairs, settings=profile.patching, directions=directions)
-        effects.append(measured.merge(selection.described, on="pair").assign(network=name, seed=seed))
-effects, excluded = pd.concat(effects, ignore_index=True), pd.concat(excluded, ignore_index=True)
-write_table(output, effects)
-write_table(paths.data / "clap" / "excluded.parquet", excluded)
+    step(f"seed {seed}: {len(selection.pairs)} pairs")
+    found = [measure_tuned(model, selection, settings=patching, all_metrics=first)]
+    step(f"seed {seed}: heads, and the base model")
+    heads = measure_heads(model, tokenizer, taught, selection, rule=profile.items, settings=patching)
+    found.append({"heads": heads, "change": measure_change(model, base, selection, settings=patching)})
+    if first:
+        step(f"seed {seed}: nulls")
+        found.append(measure_nulls(model, base, selection, settings=patching, seed=seed))
+    parts += [{name: rows.assign(seed=seed) for name, rows in part.items()} for part in found]
+measured = gathered(parts) | {"excluded": pd.concat(excluded, ignore_index=True)}
+for name, rows in measured.items():
+    write_table(output / f"{name}.parquet", rows)
 
 # %%
-tuned = effects[effects["network"] == "fine-tuned"]
-table(tuned.groupby(["seed", "arm", "kind"])["item_id"].nunique().rename("items that entered").reset_index())
-
-# %%
-table(why_excluded(excluded))
+effects = measured["effects"]
+answers = effects[(effects["network"] == "fine-tuned") & (effects["arm"] == "real")]
+real = answers[answers["metric"] == "logit_difference"]
+entered = effects[effects["network"] == "fine-tuned"].groupby(["seed", "arm", "kind"])["item_id"].nunique()
+table(entered.unstack(["arm", "kind"]).reset_index())
+table(why_excluded(measured["excluded"]))
 
 # %% [markdown]
-# ## Denoising: where is the clean answer's information sufficient?
+# ## Where is the answer's information sufficient, and where necessary?
 
 # %%
-real = tuned[tuned["arm"] == "real"]
 cells = role_recovery(real)
 caption = (
-    "Denoising: share of the clean–corrupted logit difference recovered by one activation, per token role and layer "
-    "(real items, all seeds; a ratio of means over items)."
+    "Denoising: share of the clean–corrupted logit difference recovered by one activation, by token role and layer."
 )
-draw("04_denoising", cells[cells["direction"] == "denoising"], drawing="heatmaps", caption=caption)
-
-# %%
-inner = cells[cells["component"] != "resid_pre"]
-best = inner[inner["direction"] == "denoising"].sort_values("recovery").groupby("kind").tail(1)
-sites = [
-    f"{r.component} {r.layer} at {r.role.replace('_', ' ')} for {r.kind} items ({r.recovery:.2f})"
-    for r in best.itertuples()
-]
-paragraph(f"""
-The single attention or MLP output that recovers most is {" and ".join(sites)}. The residual stream is the same
-information seen whole: patched at all positions together it recovers 1 by construction, and per role it shows where in
-the sentence that information stands at each depth.""")
-
-# %% [markdown]
-# ## Noising: where is it necessary?
-
-# %%
+display(draw("04_denoising", cells[cells["direction"] == "denoising"], drawing="heatmaps", caption=caption))
+paragraph(readings.sites(cells))
 caption = "Noising: share of the clean–corrupted logit difference destroyed by one corrupted activation."
 noising = cells[cells["direction"] == "noising"]
-draw("04_noising", noising, drawing="heatmaps", label="share destroyed", caption=caption)
-
-# %%
-both = inner.pivot_table("recovery", ["kind", "component", "layer", "role"], "direction", observed=True)
-rank, gap = both.corr(method="spearman").iloc[0, 1], (both["denoising"] - both["noising"]).abs()
-(kind, component, layer, role), widest = gap.idxmax(), both.loc[gap.idxmax()]
-lesson = (
-    "sufficient and necessary are two questions" if gap.max() > 0.1 else "here, what is sufficient is also necessary"
-)
-paragraph(f"""
-Over all attention and MLP sites the two directions correlate at {rank:.2f} (Spearman). They differ most for {kind}
-items at {component} {layer}, {role.replace("_", " ")} ({widest["denoising"]:.2f} recovered, {widest["noising"]:.2f}
-destroyed): {lesson}.""")
+display(draw("04_noising", noising, drawing="heatmaps", label="share destroyed", caption=caption))
+paragraph(readings.directions(cells))
 
 # %% [markdown]
-# ## Definitional against associative, with intervals
+# ## What do networks without the facts show?
 #
-# One layer's MLP or attention output at all positions together, which is what the study patches, and the MLP at the
-# last subject token, where larger models recall a subject. Intervals are 95 % bootstrap intervals over items; an item's
-# seeds are averaged first.
+# The study patches one layer at all positions. Here that is done in every network, in one unit: the fine-tuned model's
+# mean clean–corrupted difference, because a network without the facts has none of its own to recover.
 
 # %%
-roles = by_role(effects[(effects["arm"] == "real") & (effects["direction"] == "denoising")])
-roles["place"] = roles["component"] + ", " + roles["role"].astype(str).str.replace("_", " ")
-places = ["mlp_out, all", "attn_out, all", "mlp_out, subject last"]
-curves = intervals(roles[roles["network"] == "fine-tuned"], by=["place", "kind", "layer"])
-curves = curves[curves["place"].isin(places)].sort_values(
-    "place", key=lambda name: name.map(places.index), kind="stable"
+whole = effects[(effects["role"] == "all") & (effects["arm"] == "real") & (effects["direction"] == "denoising")]
+layers = whole[(whole["component"] != "head_out") & (whole["metric"] == "logit_difference")]
+same = layers[layers["seed"] == seeds[0]]
+one_unit = in_units_of(same, same[same["network"] == "fine-tuned"])
+curves = intervals(one_unit, by=["component", "kind", "network", "layer"])
+curves["panel"] = curves["component"] + ", " + curves["kind"]
+caption = (
+    "Denoising one layer's output at all positions, in the fine-tuned model's unit, with 95 % intervals over items."
 )
-caption = "Denoising recovery by layer, with 95 % bootstrap intervals over items."
-draw("04_by_layer", curves, drawing="intervals", facet="place", caption=caption)
-
-# %%
-peaks = curves.loc[curves.groupby(["place", "kind"], sort=False)["recovery"].idxmax()]
-said = [f"{r['place']}, {r['kind']}: layer {r['layer']} with {with_interval(r)}" for _, r in peaks.iterrows()]
-peak_text = f"The share recovered peaks as follows. {'; '.join(said)}."
-paragraph(peak_text)
+display(draw("04_networks", curves, drawing="intervals", facet="panel", hue="network", caption=caption))
+own = intervals(same[(same["component"] == "mlp_out") & (same["layer"] == 0)], by=["network", "kind"])
+networks_text = readings.networks(curves, own)
+paragraph(networks_text)
 
 # %% [markdown]
-# ## Heads
+# ## Does the metric decide the answer?
+#
+# The logit difference reads one token. Beside it: the KL divergence from the clean run, over all tokens, and the
+# log-probability of the whole answer, teacher-forced and summed over its tokens.
 
 # %%
-heads = head_recovery(real)
+measures = whole[(whole["component"] != "head_out") & (whole["network"] == "fine-tuned") & (whole["seed"] == seeds[0])]
+by_metric = intervals(measures, by=["component", "kind", "metric", "layer"])
+by_metric["panel"] = by_metric["component"] + ", " + by_metric["kind"]
+by_metric["metric"] = by_metric["metric"].str.replace("_", " ")
+caption = "The same patches by three metrics, each in its own clean–corrupted unit, with 95 % intervals over items."
+display(draw("04_metrics", by_metric, drawing="intervals", facet="panel", hue="metric", caption=caption))
+paragraph(readings.metrics(by_metric))
+
+# %% [markdown]
+# ## Heads: strong ones, negative ones, and self-repair
+
+# %%
+heads = {"x": "head", "column": "direction", "xlabel": "head", "limit": 0.5, "label": "share recovered / destroyed"}
 caption = "Every head's output, patched at all positions, in both directions."
-axes = {"x": "head", "column": "direction", "xlabel": "head", "limit": 0.5, "label": "share recovered / destroyed"}
-draw("04_heads", heads, drawing="heatmaps", caption=caption, **axes)
-
-# %%
-strongest = heads.loc[heads[heads["direction"] == "denoising"].groupby("kind")["recovery"].idxmax()]
-said = [f"{r.layer}.{r.head} for {r.kind} items ({r.recovery:.2f})" for r in strongest.itertuples()]
-paragraph(f"By denoising, the strongest head is {' and '.join(said)}.")
+display(draw("04_heads", head_recovery(real), drawing="heatmaps", caption=caption, **heads))
+strength = intervals(real[real["component"] == "head_out"], by=["direction", "layer", "head"])
+knocked = measured["heads"].rename(columns={"joint": "numerator", "added": "denominator", "denominator": "difference"})
+paragraph(readings.heads(strength, intervals(knocked[knocked["arm"] == "real"], by=["sites", "group"])))
 
 # %% [markdown]
-# ## What a network without the facts shows
+# ## What did fine-tuning change, and where?
+#
+# *Cross-model patching*: both models read the clean prompt, and one's activation goes into the other's run.
 
 # %%
-first = roles[(roles["seed"] == seeds[0]) & (roles["place"] == "mlp_out, all") & (roles["layer"] == 0)]
-null = intervals(first, by=["network", "kind"])
-logits = first.groupby(["network", "kind"])["denominator"].mean().rename("clean − corrupted (logits)")
-table(null.merge(logits, on=["network", "kind"]), digits=2)
+change = measured["change"][measured["change"]["arm"] == "real"]
+changed = intervals(change, by=["direction", "component", "layer"])
+caption = "Base and fine-tuned model patched into one another, one site at all positions, 95 % intervals over items."
+display(draw("04_cross_model", changed, drawing="intervals", facet="direction", hue="component", caption=caption))
+change_text = readings.change(changed)
+paragraph(change_text)
+
+# %% [markdown]
+# ## What speaks to the answer directly, and where do the runs differ?
 
 # %%
-said = [f"{r['network']}, {r['kind']}: {with_interval(r)}" for _, r in null.iterrows()]
-null_text = f"""The first feed-forward layer, patched at all positions, recovers by network: {"; ".join(said)}.
-The study reports 56 % for it, from one item."""
-if not null["defined"].all():
-    null_text += """ Undefined means that the network does not know these facts well enough for a difference to recover:
-    only un-normalised effects may be compared there."""
-paragraph(null_text)
-save_findings(paths, "04_clap", {"Where recall flows": peak_text, "The nulls": null_text})
+parts, distances = (measured[name][measured[name]["arm"] == "real"] for name in ("direct", "distances"))
+apart = distances.groupby(["kind", "role", "layer"], as_index=False)["relative"].mean()
+caption = "‖clean − corrupted‖ in the residual stream, over its length, by layer and token role."
+axes = {"x": "layer", "xlabel": "layer", "y": "relative", "ylabel": "relative distance", "hue": "role"}
+axes |= {"facet": "kind", "unit": None, "mark": None, "from_zero": True}
+display(draw("04_distances", apart, drawing="curves", caption=caption, **axes))
+paragraph(readings.streams(parts, distances))
+joint = measured["joint"][measured["joint"]["arm"] == "real"]
+joint = joint.rename(columns={"joint": "numerator", "added": "denominator", "denominator": "difference"})
+adding_text = readings.adding(intervals(joint, by=["group", "direction"]))
+paragraph(adding_text)
+
+# %% [markdown]
+# ## Localised or distributed: definitional against associative
+#
+# Indices over attention and MLP outputs of every layer, per item. In the made-up arm the same subject and answer are a
+# definition for some seeds and an association for others: only the relation differs.
+
+# %%
+arms = effects[(effects["network"] == "fine-tuned") & (effects["metric"] == "logit_difference")]
+arms = arms[(arms["role"] == "all") & (arms["direction"] == "denoising") & (arms["component"] != "head_out")]
+kinds = index_contrasts(arms, kinds=("definitional", "associative"), statistics=statistics)
+caption = "Localisation indices, definitional less associative, with 95 % intervals over items."
+axes = {"facet": "arm", "x": "index", "y": "difference", "hue": "arm", "xlabel": "", "ylabel": "difference"}
+display(draw("04_contrast", kinds, drawing="intervals", lines=False, caption=caption, **axes))
+contrast_text = readings.contrast(kinds)
+paragraph(contrast_text)
+
+# %% [markdown]
+# ## What becomes of the study's claims
+#
+# *Supported*: the 95 % interval lies where the claim says, and at least 0.1 beyond the widest null. *Refuted*: it lies
+# wholly elsewhere. Otherwise *undecided*. A verdict speaks of the model under study, not of GPT-2.
+
+# %%
+rows = {name: measured[name][measured[name]["arm"] == "real"] for name in ("sites", "clean")}
+mlps = joint[(joint["group"] == "feed-forward") & (joint["direction"] == "denoising")]
+tuned_layers = layers[layers["network"] == "fine-tuned"]
+estimates = corrected_estimates(rows["sites"], tuned_layers, mlps, rows["clean"], statistics=statistics)
+published = published_numbers(read_table(paths.data / "published" / "sweep.parquet"), layers=layer_count(base))
+shape = f"GPT-2 of {layer_count(base)} blocks × {base.config.hidden_size}"
+claims = claims_table(estimates, published, model=profile.model, shape=shape)
+write_table(output / "claims.parquet", claims)
+table(claims)
+paragraph(readings.claims(claims))
+findings = {"Where recall flows, and what nulls show": networks_text, "What fine-tuning changed": change_text}
+findings |= {"Do layers add": adding_text, "Definitions against associations": contrast_text}
+save_findings(paths, "04_clap", findings | {"What becomes of the claims": readings.claims(claims)})

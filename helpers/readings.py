@@ -1,0 +1,177 @@
+"""Readings: what notebook 04's tables say, in sentences that are computed from them and hold for any run."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from helpers.localisation import signature
+from helpers.report import with_interval
+
+NAMES = {"resid_pre": "the residual stream", "attn_out": "attention output", "mlp_out": "MLP output"}
+APART = 0.1  # of a recovery: less than this is not called a difference
+
+
+def sites(cells: pd.DataFrame) -> str:
+    """The sites that recover most, and whether any stands out; `cells` is that of experiment.role_recovery."""
+    denoised = cells[cells["direction"] == "denoising"]
+    inner = denoised[denoised["component"] != "resid_pre"]
+    best = inner.loc[inner.groupby("kind", sort=True)["recovery"].idxmax()]
+    tops = [
+        f"{r.component} {r.layer} at {r.role.replace('_', ' ')} for {r.kind} items ({r.recovery:.2f})"
+        for r in best.itertuples()
+    ]
+    seen = [
+        signature(part["recovery"].dropna()).explained(NAMES.get(component, component)).strip()
+        for component, part in denoised.groupby("component", sort=False)
+    ]
+    return f"""The single attention or MLP output that recovers most is {" and ".join(tops)}. As a whole: {
+        " ".join(f"{text[0].upper()}{text[1:]}" for text in seen)
+    } The residual stream holds everything that later blocks can
+        read: patched at all positions together it recovers 1 by construction, and by role it shows where in the
+        sentence the information stands at each depth."""
+
+
+def directions(cells: pd.DataFrame) -> str:
+    """How far sufficiency and necessity agree over attention and MLP sites."""
+    inner = cells[cells["component"] != "resid_pre"]
+    both = inner.pivot_table("recovery", ["kind", "component", "layer", "role"], "direction", observed=True)
+    gap = (both["denoising"] - both["noising"]).abs()
+    (kind, component, layer, role), widest = gap.idxmax(), both.loc[gap.idxmax()]
+    rank = both.corr(method="spearman").iloc[0, 1]
+    lesson = (
+        "sufficient and necessary are two questions"
+        if gap.max() > APART
+        else "in this model, what is sufficient is also necessary"
+    )
+    return f"""Over all attention and MLP sites the two directions correlate at {rank:.2f} (Spearman). They differ most
+        for {kind} items at {component} {layer}, {role.replace("_", " ")} ({widest["denoising"]:.2f} recovered,
+        {widest["noising"]:.2f} destroyed): {lesson}."""
+
+
+def networks(curves: pd.DataFrame, own: pd.DataFrame) -> str:
+    """Where the fine-tuned model peaks, how far the nulls come, and which of them have a recovery of their own.
+
+    `curves` are intervals by place, kind, network and layer in one unit; `own` those of MLP 0 in each network's own.
+    """
+    tuned, nulls = curves[curves["network"] == "fine-tuned"], curves[curves["network"] != "fine-tuned"]
+    peaks = tuned.loc[tuned.groupby(["component", "kind"], sort=False)["recovery"].idxmax()]
+    said = [f"{r['component']}, {r['kind']}: layer {r['layer']} with {with_interval(r)}" for _, r in peaks.iterrows()]
+    most = nulls.loc[nulls.groupby("network")["recovery"].idxmax()]
+    reach = [f"{r.network} {r.recovery:.2f} ({r.component} {r.layer}, {r.kind})" for r in most.itertuples()]
+    apart = ", ".join(f"{r['network']}, {r['kind']}: {with_interval(r)}" for _, r in own.iterrows())
+    return f"""The share recovered peaks as follows. {"; ".join(said)}. The most that a null recovers anywhere, in the
+        fine-tuned model's unit: {", ".join(reach)}. What shuffled donors recover is the loss of the wrong answer, not
+        the return of the right one. In each network's own unit, MLP 0 recovers: {apart}. The study reports 56 % for it,
+        from one item."""
+
+
+def metrics(cells: pd.DataFrame) -> str:
+    """How far the metrics agree; `cells` has metric, component, layer, kind, recovery at all positions."""
+    grid = cells.pivot_table("recovery", ["kind", "component", "layer"], "metric", observed=True)
+    first = grid["logit_difference"]
+    said = []
+    for name in grid.columns.drop("logit_difference"):
+        gap = (grid[name] - first).abs()
+        kind, component, layer = gap.idxmax()
+        said.append(
+            f"{name.replace('_', ' ')} (rank correlation {grid[name].corr(first, method='spearman'):.2f}; largest gap "
+            f"{gap.max():.2f}, {component} {layer} of {kind} items: {grid.loc[gap.idxmax(), name]:.2f} against "
+            f"{first[gap.idxmax()]:.2f})"
+        )
+    top = {name: "{1} {2}".format(*grid[name].idxmax()) for name in grid}
+    agree = (
+        "All metrics name the same top site" if len(set(top.values())) == 1 else "The top site depends on the metric"
+    )
+    return f"""{agree} ({", ".join(f"{name.replace('_', ' ')}: {site}" for name, site in top.items())}). Beside the
+        first-token logit difference: {"; ".join(said)}."""
+
+
+def heads(strength: pd.DataFrame, knocked: pd.DataFrame) -> str:
+    """The strongest and the negative heads, and what the strongest do together.
+
+    `strength` are intervals by direction, layer and head; `knocked` those of joint over added, by group.
+    """
+    strongest = strength.loc[strength.groupby("direction")["recovery"].idxmax()]
+    said = [f"{r['layer']}.{r['head']} by {r['direction']} ({with_interval(r)})" for _, r in strongest.iterrows()]
+    noising = strength[strength["direction"] == "noising"]
+    negative = noising[noising["high"] < 0].sort_values("recovery")
+    against = "No head's interval by noising lies below 0: none works against the answer"
+    if len(negative):
+        lead = negative.iloc[0]
+        against = f"""{len(negative)} of {len(noising)} heads work against the answer (interval by noising below 0),
+            most of all {lead["layer"]}.{lead["head"]} ({with_interval(lead)})"""
+    together = "; ".join(f"{r['group']}: {with_interval(r)}" for _, r in knocked.iterrows())
+    more = (knocked["low"] > 1).any()
+    repair = (
+        "Where the ratio is above 1 more is lost together than one by one: single knock-outs are repaired by others."
+        if more
+        else "No ratio is clearly above 1, so there is no sign of self-repair among them."
+    )
+    return f"""The strongest head is {" and ".join(said)}. {against}. Knocked out together, over the sum of single ones
+        (heads chosen on exploratory items): {together}. {repair}"""
+
+
+def change(curves: pd.DataFrame) -> str:
+    """What fine-tuning changed; `curves` are intervals by direction, component and layer of cross-model effects."""
+    said = []
+    for direction, verb in (("denoising", "tuned into base recovers"), ("noising", "base into tuned destroys")):
+        part = curves[(curves["direction"] == direction) & curves["component"].isin(["attn_out", "mlp_out"])]
+        top = part.loc[part["recovery"].idxmax()]
+        said.append(f"{verb} most at {top['component']} {top['layer']} ({with_interval(top)})")
+    stream = curves[(curves["direction"] == "denoising") & (curves["component"] == "resid_post")].sort_values("layer")
+    first, last = stream.iloc[0], stream.iloc[-1]
+    return f"""Of a single output, {" and ".join(said)}. Of the whole stream, tuned into base recovers
+        {with_interval(first)} after block {first["layer"]} and {with_interval(last)} after block {last["layer"]};
+        what is missing there is the change of the last normalisation and the unembedding."""
+
+
+def streams(parts: pd.DataFrame, distances: pd.DataFrame) -> str:
+    """What speaks to the answer directly, and where the runs differ; the tables are those of helpers.streams."""
+    means = (
+        parts[parts["component"].isin(["attn_out", "mlp_out"])].groupby(["component", "layer"])["contribution"].mean()
+    )
+    whole = parts[parts["component"] != "head_out"].groupby(["pair", "seed"])["contribution"].sum().mean()
+    (component, layer), top = means.idxmax(), means.max()
+    at_last = distances[distances["role"] == "last"].groupby("layer")["relative"].mean()
+    apart = at_last[at_last > APART]
+    begins = f"from what enters block {apart.index.min()} on" if len(apart) else "nowhere"
+    return f"""Of a clean logit difference of {whole:.1f}, {component} {layer} writes {top:.1f} directly
+        ({100 * top / whole:.0f} %). At the last position clean and corrupted runs differ {begins}; at the end they are
+        {at_last.iloc[-1]:.2f} of their own length apart."""
+
+
+def adding(ratios: pd.DataFrame) -> str:
+    """Whether single effects add up; `ratios` are intervals of joint over added, by group and direction."""
+    said = "; ".join(f"{r['group']} layers, {r['direction']}: {with_interval(r)}" for _, r in ratios.iterrows())
+    off = ratios[(ratios["low"] > 1 + APART) | (ratios["high"] < 1 - APART)]
+    lesson = "So they add, within a tenth"
+    if len(off):
+        which = " and ".join(sorted(set(off["group"])))
+        lesson = f"So for {which} layers they do not add, and shares of single layers are not parts of one whole"
+    return f"All layers patched together, over the sum of each patched alone: {said}. {lesson}."
+
+
+def contrast(table: pd.DataFrame) -> str:
+    """Definitional less associative, by arm; `table` is that of localisation.index_contrasts."""
+    said = []
+    for index, part in table.groupby("index", observed=True, sort=False):
+        arms = "; ".join(f"{r.arm} {r.difference:+.2f} [{r.low:+.2f}, {r.high:+.2f}]" for r in part.itertuples())
+        said.append(f"{index}: {arms}")
+    clear = table[((table["low"] > 0) | (table["high"] < 0)) & (table["difference"].abs() >= APART)]
+    both = clear.groupby("index", observed=True)["difference"].agg(lambda d: len(d) > 1 and d.gt(0).nunique() == 1)
+    survives = [str(index) for index, holds in both.items() if holds]
+    lesson = "No difference of a tenth or more is clear in both arms: the contrast of kinds does not survive"
+    if survives:
+        lesson = f"In both arms, and by a tenth or more, the kinds differ in {', '.join(survives)}"
+    return f"Definitional less associative, with 95 % intervals over items. {'. '.join(said)}. {lesson}."
+
+
+def claims(table: pd.DataFrame) -> str:
+    """How many claims stand, by verdict."""
+    counts = table["verdict"].value_counts()
+    said = ", ".join(
+        f"{counts[name]} {name}" for name in ("supported", "refuted", "undecided", "not tested") if name in counts
+    )
+    names = {v: "; ".join(table.loc[table["verdict"] == v, "claim"]) for v in ("supported", "refuted")}
+    listed = " ".join(f"{verdict.capitalize()}: {which}." for verdict, which in names.items() if which)
+    return f"Of {len(table)} statements of the study: {said}. {listed} Scope: {table['scope'].iloc[0]}."

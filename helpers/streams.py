@@ -1,0 +1,116 @@
+"""Streams: what the residual stream at the answer position is made of, and where two runs differ.
+
+Nothing is patched here. *Direct logit attribution* writes the logit difference as a sum, for the last residual is the
+sum of what embeddings, attention and MLPs put into it, and all that follows is linear but for one scale:
+
+    LD = Σ_parts (part − mean) / σ · γ · (W_r − W_r′) + bias
+
+with σ, the scale of the final normalisation, held at the value it has in the run. It asks what a component says to the
+answer *itself*; what it says through later blocks is what patching adds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from helpers.architectures import head_count, layer_count
+from helpers.memory import in_chunks
+from helpers.pairs import PromptPair
+from helpers.plans import check_pairs
+from helpers.rows import HEAD_OUT, split_heads
+from helpers.runs import Run, prompt_tokens, record
+from helpers.tracing import Traced, module_of, traceable
+
+
+def direct_attribution(
+    model, pairs: Sequence[PromptPair], *, prompt: str = "clean", row_budget: int | None = None
+) -> pd.DataFrame:
+    """What every part of the last residual adds to the logit difference of the `prompt` run, in logits.
+
+    One row per pair and part: pair, component (embedding: token and position; attn_out, mlp_out, head_out, bias: what
+    the final normalisation and the unembedding add of their own), layer (0 for embedding and bias), head, contribution.
+    Embedding, attn_out, mlp_out and bias of a pair sum to its logit difference; head_out resolves attn_out, up to the
+    bias of its projection.
+    """
+    check_pairs(module_of(model), pairs, row_budget)
+
+    def attribute(traced: Traced, chunk: list[PromptPair], budget: int) -> pd.DataFrame:
+        names, layers = ("head_out", "attn_out", "mlp_out"), range(layer_count(traced.model))
+        inner = [(name, layer) for layer in layers for name in names]
+        run = record(traced, prompt_tokens(chunk, prompt, traced.device), [("resid_pre", 0), *inner])
+        return _contributions(traced, run, chunk)
+
+    return _in_chunks(model, pairs, attribute, row_budget)
+
+
+def run_distances(model, pairs: Sequence[PromptPair], *, row_budget: int | None = None) -> pd.DataFrame:
+    """How far the clean and the corrupted run are apart in the residual stream, block by block and token by token.
+
+    One row per pair, layer (L: what leaves the last block) and position: pair, layer, position, role, distance
+    ‖clean − corrupted‖, and relative, that over the mean of the two norms.
+    """
+    check_pairs(module_of(model), pairs, row_budget)
+
+    def measure(traced: Traced, chunk: list[PromptPair], budget: int) -> pd.DataFrame:
+        last = layer_count(traced.model)
+        sites = [*(("resid_pre", layer) for layer in range(last)), ("resid_post", last - 1)]
+        prompts = [prompt_tokens(chunk, name, traced.device) for name in ("clean", "corrupted")]
+        clean, corrupted = (record(traced, tokens, sites) for tokens in prompts)
+        rows = []
+        for layer, site in enumerate(sites):
+            one, other = (run.sites[site].float() for run in (clean, corrupted))
+            apart, size = (one - other).norm(dim=-1), (one.norm(dim=-1) + other.norm(dim=-1)) / 2
+            for number, pair in enumerate(chunk):
+                columns = {"pair": pair.pair_id, "layer": layer, "position": range(pair.positions), "role": pair.roles}
+                measured = {"distance": apart[number].cpu(), "relative": (apart / size)[number].cpu()}
+                rows.append(pd.DataFrame(columns | measured))
+        return pd.concat(rows)
+
+    return _in_chunks(model, pairs, measure, row_budget)
+
+
+def _in_chunks(model, pairs: Sequence[PromptPair], measure, row_budget: int | None) -> pd.DataFrame:
+    with torch.no_grad(), traceable(model) as traced:
+        tables = list(in_chunks(traced, pairs, measure, row_budget=row_budget, rows_per_pair=1))
+    return pd.concat(tables, ignore_index=True)
+
+
+def _contributions(traced: Traced, run: Run, chunk: Sequence[PromptPair]) -> pd.DataFrame:
+    head, norm = traced.model.get_output_embeddings(), traced.model.get_submodule(traced.architecture.final_norm)
+    answer, foil = (torch.tensor([getattr(pair, name)[0] for pair in chunk]) for name in ("answer", "foil"))
+    towards = (head.weight[answer] - head.weight[foil]).float()
+    added = 0 if head.bias is None else (head.bias[answer] - head.bias[foil]).float()
+    centred = isinstance(norm, nn.LayerNorm)  # the others are RMS normalisations: no mean is taken off, no bias added
+    scaled = towards * norm.weight.float()
+    final = run.final.float()
+    spread = (final - final.mean(-1, keepdim=True) if centred else final).square().mean(-1)
+    scale = (spread + (norm.eps if centred else norm.variance_epsilon)).rsqrt()
+
+    def said(part: Tensor) -> np.ndarray:
+        part = part.float() - part.float().mean(-1, keepdim=True) if centred else part.float()
+        return ((part * scaled).sum(-1) * scale).cpu().numpy()
+
+    if centred and norm.bias is not None:
+        added = added + (towards * norm.bias.float()).sum(-1)
+    rows = [("embedding", 0, pd.NA, said(run.sites["resid_pre", 0][:, -1]))]
+    rows.append(("bias", 0, pd.NA, np.broadcast_to(np.asarray(added, dtype=np.float32), len(chunk))))
+    for layer in range(layer_count(traced.model)):
+        rows += [(name, layer, pd.NA, said(run.sites[name, layer][:, -1])) for name in ("attn_out", "mlp_out")]
+        project = traced.block_module(layer, traced.architecture.head_projection)
+        heads = split_heads(traced, run.sites["head_out", layer][:, -1:], HEAD_OUT)
+        for number in range(head_count(traced.model)):
+            alone = torch.zeros_like(heads)
+            alone[:, :, number] = heads[:, :, number]
+            written = project(alone.flatten(-2)) - project(torch.zeros_like(alone).flatten(-2))
+            rows.append(("head_out", layer, number, said(written[:, -1])))
+    names = [pair.pair_id for pair in chunk]
+    tables = [
+        pd.DataFrame({"pair": names, "component": component, "layer": layer, "head": number, "contribution": values})
+        for component, layer, number, values in rows
+    ]
+    return pd.concat(tables).astype({"head": "Int64"})
