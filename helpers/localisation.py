@@ -86,7 +86,7 @@ class Signature:
 
     @property
     def name(self) -> str:
-        """`nothing` is recovered; `uniform`: something is, but no two sites differ by more than ALIKE; else `peaked`."""
+        """`nothing` is recovered; `uniform`: something is, but no sites differ by more than ALIKE; else `peaked`."""
         if max(abs(self.low), abs(self.high)) < ALIKE:
             return "nothing"
         return "uniform" if self.high - self.low < ALIKE else "peaked"
