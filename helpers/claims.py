@@ -25,7 +25,8 @@ from helpers.stats import contrasts, layer_range, recovery_intervals
 
 MARGIN = 0.1
 KINDS = ("definitional", "associative")
-COLUMNS = ["claim", "published", "published protocol here", "corrected protocol here", "null", "verdict", "scope"]
+COLUMNS = ["claim", "published", "published protocol here", "corrected protocol here", "null", "made-up arm"]
+COLUMNS += ["verdict", "scope"]
 FIRST_MLP, FIRST_ATTENTION, LAST_BLOCK = "first feed-forward layer", "first attention layer", "last block"
 
 
@@ -126,24 +127,26 @@ def claimed_sites(layers: int) -> dict[str, list[Site]]:
     }
 
 
-def corrected_estimates(
-    sites: pd.DataFrame, layers: pd.DataFrame, joint: pd.DataFrame, clean: pd.DataFrame, *, statistics: Mapping
-) -> dict[str, Estimate]:
-    """The quantity behind each of CLAIMS by the corrected protocol, from confirmatory real items, all seeds averaged.
+def corrected_estimates(measured: Mapping[str, pd.DataFrame], *, arm: str, statistics: Mapping) -> dict[str, Estimate]:
+    """The quantity behind each of CLAIMS by the corrected protocol, from one arm's confirmatory items, seeds averaged.
 
-    All tables are by denoising and have item_id, kind, numerator, denominator (logits). `sites`: claimed_sites by
-    `network` ("fine-tuned", "base", "shuffled donor", or "untrained" with its `draw`), all in the fine-tuned model's
-    denominators. `layers`: MLP and attention outputs at all positions of the fine-tuned model, by component and layer.
-    `joint`: all MLPs together (numerator) over the sum of single ones. `clean`: the clean logit difference, over 1.
+    `measured` are the tables of helpers.clap; used are `effects`, `sites`, `joint` and `clean`, by denoising.
+    `statistics` are resamples, confidence and seed. An arm that was not run gives no estimate.
     """
+    tables = (measured[name] for name in ("sites", "effects", "joint", "clean"))
+    sites, effects, joint, clean = (table[table["arm"] == arm] for table in tables)
+    if sites.empty:
+        return {}
+    layers = whole_layers(effects).query("network == 'fine-tuned'")
+    together = joint.query("group == 'feed-forward' and direction == 'denoising'")
+    together = together.assign(numerator=together["joint"], denominator=together["added"])
     options = {"item": "item_id", **statistics}
     indices = localisation_indices(layers, by=["seed", "item_id", "kind"], sites=["component", "layer"]).dropna()
-    taking_part = indices.assign(numerator=indices["participation"], denominator=1.0, quantity="participation")
-    stronger = clean.assign(numerator=clean["numerator"] / clean["numerator"].mean(), quantity="clean")
-    apart = contrasts(taking_part, by=["quantity"], kinds=KINDS[::-1], **options).iloc[0]
-    clearer = contrasts(stronger, by=["quantity"], kinds=KINDS, **options).iloc[0]
+    taking_part = indices.assign(numerator=indices["participation"], denominator=1.0)
+    stronger = clean.assign(numerator=clean["numerator"] / clean["numerator"].mean())
+    apart = contrasts(taking_part.assign(arm=arm), by=["arm"], kinds=KINDS[::-1], **options).iloc[0]
+    clearer = contrasts(stronger, by=["arm"], kinds=KINDS, **options).iloc[0]
     spread = layer_range(layers[layers["component"] == "mlp_out"], **options)
-    together = recovery_intervals(joint.assign(group="all"), by=["group"], **options).iloc[0]
     return {
         "first_mlp": _at_site(sites, FIRST_MLP, "associative", options),
         "distributed": _of_contrast(apart),
@@ -151,8 +154,15 @@ def corrected_estimates(
         "first_attention": _at_site(sites, FIRST_ATTENTION, "associative", options),
         "layers_differ": Estimate(spread["estimate"], *(spread[k] for k in ("low", "high", "null_low", "null_high"))),
         "clean_difference": _of_contrast(clearer),
-        "layers_add": _of_recovery(together),
+        "layers_add": _of_recovery(recovery_intervals(together, by=["arm"], **options).iloc[0]),
     }
+
+
+def whole_layers(effects: pd.DataFrame) -> pd.DataFrame:
+    """Of the effects, denoising of one layer's attention or MLP output at all positions, in logit difference."""
+    return effects.query(
+        "role == 'all' and component != 'head_out' and direction == 'denoising' and metric == 'logit_difference'"
+    )
 
 
 def _at_site(sites: pd.DataFrame, name: str, kind: str, options: Mapping) -> Estimate:
@@ -218,16 +228,25 @@ def _summary(table: pd.DataFrame, name: str) -> str:
     return f"{tuned.median():.2f}{null}"
 
 
-def claims_table(estimates: Mapping[str, Estimate], published: Mapping[str, str], *, model: Model, shape: str):
-    """One row per claim, COLUMNS; `shape` says what the model under study is. There is no verdict on random weights."""
+def claims_table(
+    real: Mapping[str, Estimate],
+    made_up: Mapping[str, Estimate],
+    published: Mapping[str, str],
+    *,
+    model: Model,
+    shape: str,
+) -> pd.DataFrame:
+    """One row per claim, COLUMNS: verdicts are by the `real` arm, and there is none on random weights.
+
+    `shape` says what the model under study is.
+    """
     rows = []
     for name, claim in CLAIMS.items():
-        estimate = estimates[name]
+        estimate, beside = real[name], str(made_up[name]) if made_up else "–"
         said = "not tested" if model.plumbing else verdict(estimate, claim.region)
-        row = [claim.sentence, claim.published, published.get(name, "–"), str(estimate), estimate.null, said]
-        rows.append(dict(zip(COLUMNS, [*row, scope_of(model, shape)], strict=True)))
-    untested = [EDITING.sentence, EDITING.published, "–", "–", "–", "not tested", scope_of(model, shape)]
-    return pd.DataFrame([*rows, dict(zip(COLUMNS, untested, strict=True))])
+        rows.append([claim.sentence, claim.published, published.get(name, "–"), estimate, estimate.null, beside, said])
+    rows.append([EDITING.sentence, EDITING.published, "–", "–", "–", "–", "not tested"])
+    return pd.DataFrame([[*map(str, row), scope_of(model, shape)] for row in rows], columns=COLUMNS)
 
 
 def scope_of(model: Model, shape: str) -> str:

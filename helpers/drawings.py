@@ -96,7 +96,7 @@ def intervals(
     for axis, name in zip(axes, facets, strict=True):
         for number, value in enumerate(hues):
             part = table[(table[facet] == name) & (table[hue] == value)]
-            at = part[x].map(places) + (number - (len(hues) - 1) / 2) * 0.16
+            at = part[x].map(places).astype(float) + (number - (len(hues) - 1) / 2) * 0.16
             error = np.clip([part[y] - part[low], part[high] - part[y]], 0, None)
             axis.errorbar(
                 at, part[y], yerr=error, fmt="o-" if lines else "o", markersize=3, linewidth=1, elinewidth=1,

@@ -8,7 +8,7 @@ from helpers.localisation import signature
 from helpers.report import with_interval
 
 NAMES = {"resid_pre": "the residual stream", "attn_out": "attention output", "mlp_out": "MLP output"}
-APART = 0.1  # of a recovery: less than this is not called a difference
+APART, SLIGHT = 0.1, 0.01  # of a recovery: less than the first is not called a difference, less than the other nothing
 
 
 def sites(cells: pd.DataFrame) -> str:
@@ -94,21 +94,20 @@ def heads(strength: pd.DataFrame, knocked: pd.DataFrame) -> str:
     strongest = strength.loc[strength.groupby("direction")["recovery"].idxmax()]
     said = [f"{r['layer']}.{r['head']} by {r['direction']} ({with_interval(r)})" for _, r in strongest.iterrows()]
     noising = strength[strength["direction"] == "noising"]
-    negative = noising[noising["high"] < 0].sort_values("recovery")
-    against = "No head's interval by noising lies below 0: none works against the answer"
+    negative = noising[(noising["high"] < 0) & (noising["recovery"] <= -SLIGHT)].sort_values("recovery")
+    against = "No head works against the answer by a hundredth or more"
     if len(negative):
         lead = negative.iloc[0]
-        against = f"""{len(negative)} of {len(noising)} heads work against the answer (interval by noising below 0),
-            most of all {lead["layer"]}.{lead["head"]} ({with_interval(lead)})"""
+        against = f"""{len(negative)} of {len(noising)} heads work against the answer (knocking one out helps it, by a
+            hundredth or more), most of all {lead["layer"]}.{lead["head"]} ({with_interval(lead)})"""
     together = "; ".join(f"{r['group']}: {with_interval(r)}" for _, r in knocked.iterrows())
-    more = (knocked["low"] > 1).any()
-    repair = (
-        "Where the ratio is above 1 more is lost together than one by one: single knock-outs are repaired by others."
-        if more
-        else "No ratio is clearly above 1, so there is no sign of self-repair among them."
-    )
+    repair = "They add up: there is no sign of self-repair among them"
+    if (knocked["low"] > 1 + APART).any():
+        repair = "More is lost together than one by one: others repair what is knocked out alone"
+    elif (knocked["high"] < 1 - APART).any():
+        repair = "Less is lost together than one by one: the heads repeat one another"
     return f"""The strongest head is {" and ".join(said)}. {against}. Knocked out together, over the sum of single ones
-        (heads chosen on exploratory items): {together}. {repair}"""
+        (heads chosen on exploratory items): {together}. {repair}."""
 
 
 def change(curves: pd.DataFrame) -> str:
@@ -157,12 +156,17 @@ def contrast(table: pd.DataFrame) -> str:
     for index, part in table.groupby("index", observed=True, sort=False):
         arms = "; ".join(f"{r.arm} {r.difference:+.2f} [{r.low:+.2f}, {r.high:+.2f}]" for r in part.itertuples())
         said.append(f"{index}: {arms}")
-    clear = table[((table["low"] > 0) | (table["high"] < 0)) & (table["difference"].abs() >= APART)]
-    both = clear.groupby("index", observed=True)["difference"].agg(lambda d: len(d) > 1 and d.gt(0).nunique() == 1)
-    survives = [str(index) for index, holds in both.items() if holds]
-    lesson = "No difference of a tenth or more is clear in both arms: the contrast of kinds does not survive"
+    clear = table[(table["low"] > 0) | (table["high"] < 0)]
+    alike = clear.groupby("index", observed=True)["difference"].agg(lambda d: len(d) > 1 and d.gt(0).nunique() == 1)
+    large = clear["difference"].abs().groupby(clear["index"], observed=True).min() >= APART
+    survives, small = ([str(i) for i in alike.index if alike[i] and large[i] == wanted] for wanted in (True, False))
+    lesson = "No difference of a tenth or more is clear in both arms: a contrast of kinds that size does not survive"
     if survives:
         lesson = f"In both arms, and by a tenth or more, the kinds differ in {', '.join(survives)}"
+    if small:
+        lesson += f". Smaller differences of one sign are clear in both arms: {', '.join(small)}"
+    if table["arm"].nunique() < 2:
+        lesson = "Subject and answer are never held fixed here, for this run has one arm alone"
     return f"Definitional less associative, with 95 % intervals over items. {'. '.join(said)}. {lesson}."
 
 

@@ -17,23 +17,25 @@ class StatisticsError(ValueError):
 def bootstrap_interval(
     values: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], *, resamples: int, confidence: float, seed: int
 ) -> tuple[float, float]:
-    """Percentile interval of `statistic` over resampled rows of `values` (items, columns).
+    """Percentile interval of a `statistic` of column means over resampled rows of `values` (items, columns).
 
-    `statistic` maps (resamples, items, columns) to (resamples,). Raises StatisticsError for no items or NaN.
+    `statistic` maps means (resamples, columns) to (resamples,). Raises StatisticsError for no items or NaN.
     """
     values = np.asarray(values, dtype=float)
     if values.ndim != 2 or not len(values):
         raise StatisticsError(f"A bootstrap needs items as rows; it was given an array of shape {values.shape}.")
     if not np.isfinite(values).all():
         raise StatisticsError(f"{(~np.isfinite(values).all(1)).sum()} of {len(values)} items are not finite numbers.")
-    drawn = np.random.default_rng(seed).integers(0, len(values), size=(resamples, len(values)))
-    low, high = np.nanquantile(statistic(values[drawn]), [(1 - confidence) / 2, (1 + confidence) / 2])
+    items = len(values)
+    drawn = np.random.default_rng(seed).integers(0, items, size=(resamples, items))
+    places = drawn + items * np.arange(resamples)[:, None]
+    times = np.bincount(places.ravel(), minlength=resamples * items).reshape(resamples, items)  # each item was drawn
+    low, high = np.nanquantile(statistic(times @ values / items), [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)
 
 
-def ratio_of_means(values: np.ndarray) -> np.ndarray:
-    """Mean of column 0 over mean of column 1, along the items axis: recovery as a ratio of means over items."""
-    means = values.mean(axis=-2)
+def ratio(means: np.ndarray) -> np.ndarray:
+    """The first column over the second, `(…, columns)`: of means over items, recovery as a ratio of means."""
     with np.errstate(divide="ignore", invalid="ignore"):  # a resampled denominator may be 0; quantiles pass over it
         return means[..., 0] / means[..., 1]
 
@@ -53,13 +55,13 @@ def recovery_intervals(
     for key, group in effects.groupby(by, observed=True, dropna=False, sort=True):
         items = group.groupby(item)[["numerator", "denominator"]].mean().to_numpy()
         options = {"resamples": resamples, "confidence": confidence, "seed": seed}
-        low, high = bootstrap_interval(items, ratio_of_means, **options)
-        floor, ceiling = bootstrap_interval(items[:, 1:], lambda v: v.mean(axis=-2)[..., 0], **options)
+        low, high = bootstrap_interval(items, ratio, **options)
+        floor, ceiling = bootstrap_interval(items[:, 1:], lambda means: means[..., 0], **options)
         values = key if isinstance(key, tuple) else (key,)
         rows.append(
             dict(zip(by, values, strict=True))
             | {
-                "recovery": float(ratio_of_means(items)),
+                "recovery": float(ratio(items.mean(0))),
                 "low": low,
                 "high": high,
                 "items": len(items),
@@ -83,30 +85,32 @@ def contrasts(
 
     `table` has the columns `by`, `item`, kind, numerator, denominator (1 for a plain mean); rows of one item and kind
     are averaged first. An item may be of both kinds (the made-up arm), and is then drawn with both. Returns by-columns,
-    difference, low, high, items, and null_low, null_high: the central part of the differences when the kinds are
-    exchanged at random, between items that are of one kind, within those that are of both. Raises StatisticsError for
-    NaN, and where a group lacks one of the kinds.
+    the two ratios (by the kinds' own names), difference, low, high, items, and null_low, null_high: the central part of
+    the differences when the kinds are exchanged at random, between items that are of one kind, within those that are of
+    both. Raises StatisticsError for NaN, and where a group lacks one of the kinds.
     """
     _check_rows(table, [item, "kind", "numerator", "denominator"])
     rows, chooser = [], np.random.default_rng(seed)
     for key, group in table.groupby(by, observed=True, sort=True):
-        means = group.groupby([item, "kind"], observed=True)[["numerator", "denominator"]].mean().unstack("kind")
-        if missing := [kind for kind in kinds if kind not in means.columns.get_level_values("kind")]:
+        wide = group.groupby([item, "kind"], observed=True)[["numerator", "denominator"]].mean().unstack("kind")
+        if missing := [kind for kind in kinds if kind not in wide.columns.get_level_values("kind")]:
             raise StatisticsError(f"A contrast needs items of both kinds, and {key} has none that is {missing[0]}.")
         columns = [(part, kind) for kind in kinds for part in ("numerator", "denominator")]
-        items = means[columns].fillna(0).to_numpy()  # (items, 4): the two parts of each kind; absent ones add nothing
+        items = wide[columns].fillna(0).to_numpy()  # (items, 4): the two parts of each kind; absent ones add nothing
         low, high = bootstrap_interval(items, _difference, resamples=resamples, confidence=confidence, seed=seed)
-        exchanged = [float(_difference(_exchange(items, chooser))) for _ in range(resamples)]
+        exchanged = [float(_difference(_exchange(items, chooser).mean(0))) for _ in range(resamples)]
         null = np.nanquantile(exchanged, [(1 - confidence) / 2, (1 + confidence) / 2])
-        found = {"difference": float(_difference(items)), "low": low, "high": high, "items": len(items)}
+        means = items.mean(0)
+        found = {kinds[0]: float(ratio(means[:2])), kinds[1]: float(ratio(means[2:]))}
+        found |= {"difference": float(_difference(means)), "low": low, "high": high, "items": len(items)}
         found |= {"null_low": float(null[0]), "null_high": float(null[1])}
         rows.append(dict(zip(by, key if isinstance(key, tuple) else (key,), strict=True)) | found)
     return pd.DataFrame(rows)
 
 
-def _difference(items: np.ndarray) -> np.ndarray:
-    """Ratio of means of columns 0 and 1 less that of columns 2 and 3, along the items axis."""
-    return ratio_of_means(items[..., :2]) - ratio_of_means(items[..., 2:])
+def _difference(means: np.ndarray) -> np.ndarray:
+    """The ratio of columns 0 and 1 less that of columns 2 and 3, `(…, columns)`."""
+    return ratio(means[..., :2]) - ratio(means[..., 2:])
 
 
 def _exchange(items: np.ndarray, chooser: np.random.Generator) -> np.ndarray:
@@ -131,17 +135,15 @@ def layer_range(effects: pd.DataFrame, *, item: str, resamples: int, confidence:
     scale = effects.groupby(item, observed=True)["denominator"].mean().reindex(values.index).to_numpy()
     items = np.column_stack([values.to_numpy(), scale])
 
-    def spread(table: np.ndarray) -> np.ndarray:
-        layers = table[..., :-1].mean(axis=-2)
-        return (layers.max(-1) - layers.min(-1)) / table[..., -1].mean(axis=-1)
+    def spread(means: np.ndarray) -> np.ndarray:
+        return (means[..., :-1].max(-1) - means[..., :-1].min(-1)) / means[..., -1]
 
     low, high = bootstrap_interval(items, spread, resamples=resamples, confidence=confidence, seed=seed)
     chooser = np.random.default_rng(seed)
-    exchanged = [
-        spread(np.column_stack([chooser.permuted(values.to_numpy(), axis=1), scale])) for _ in range(resamples)
-    ]
-    null = np.quantile(exchanged, [(1 - confidence) / 2, (1 + confidence) / 2])
-    found = {"estimate": float(spread(items)), "low": low, "high": high}
+    exchanged = [chooser.permuted(values.to_numpy(), axis=1).mean(0) for _ in range(resamples)]
+    ranges = spread(np.column_stack([exchanged, np.full(resamples, scale.mean())]))
+    null = np.quantile(ranges, [(1 - confidence) / 2, (1 + confidence) / 2])
+    found = {"estimate": float(spread(items.mean(0))), "low": low, "high": high}
     return found | {"null_low": float(null[0]), "null_high": float(null[1])}
 
 

@@ -35,7 +35,7 @@ from IPython.display import display
 from helpers import readings
 from helpers.architectures import layer_count
 from helpers.artifacts import read_table, write_table
-from helpers.claims import claims_table, corrected_estimates, published_numbers
+from helpers.claims import claims_table, corrected_estimates, published_numbers, whole_layers
 from helpers.clap import gathered, measure_change, measure_heads, measure_nulls, measure_tuned
 from helpers.config import Paths, load_profile
 from helpers.experiment import head_recovery, in_units_of, role_recovery, select_pairs, why_excluded
@@ -112,9 +112,7 @@ paragraph(readings.directions(cells))
 # mean clean–corrupted difference, because a network without the facts has none of its own to recover.
 
 # %%
-whole = effects[(effects["role"] == "all") & (effects["arm"] == "real") & (effects["direction"] == "denoising")]
-layers = whole[(whole["component"] != "head_out") & (whole["metric"] == "logit_difference")]
-same = layers[layers["seed"] == seeds[0]]
+same = whole_layers(effects[(effects["arm"] == "real") & (effects["seed"] == seeds[0])])
 one_unit = in_units_of(same, same[same["network"] == "fine-tuned"])
 curves = intervals(one_unit, by=["component", "kind", "network", "layer"])
 curves["panel"] = curves["component"] + ", " + curves["kind"]
@@ -133,12 +131,12 @@ paragraph(networks_text)
 # log-probability of the whole answer, teacher-forced and summed over its tokens.
 
 # %%
-measures = whole[(whole["component"] != "head_out") & (whole["network"] == "fine-tuned") & (whole["seed"] == seeds[0])]
+measures = answers.query("seed == @seeds[0] and role == 'all' and direction == 'denoising' and component != 'head_out'")
 by_metric = intervals(measures, by=["component", "kind", "metric", "layer"])
 by_metric["panel"] = by_metric["component"] + ", " + by_metric["kind"]
-by_metric["metric"] = by_metric["metric"].str.replace("_", " ")
+shown = by_metric.assign(metric=by_metric["metric"].str.replace("_", " "))
 caption = "The same patches by three metrics, each in its own clean–corrupted unit, with 95 % intervals over items."
-display(draw("04_metrics", by_metric, drawing="intervals", facet="panel", hue="metric", caption=caption))
+display(draw("04_metrics", shown, drawing="intervals", facet="panel", hue="metric", caption=caption))
 paragraph(readings.metrics(by_metric))
 
 # %% [markdown]
@@ -170,6 +168,11 @@ paragraph(change_text)
 
 # %%
 parts, distances = (measured[name][measured[name]["arm"] == "real"] for name in ("direct", "distances"))
+direct = parts.query("component in ['attn_out', 'mlp_out']").rename(columns={"contribution": "numerator"})
+direct = intervals(direct.assign(denominator=1.0), by=["kind", "component", "layer"])
+caption = "Direct logit attribution: what each output adds to the clean logit difference by itself, in logits."
+axes = {"facet": "kind", "hue": "component", "ylabel": "logits"}
+display(draw("04_direct", direct, drawing="intervals", caption=caption, **axes))
 apart = distances.groupby(["kind", "role", "layer"], as_index=False)["relative"].mean()
 caption = "‖clean − corrupted‖ in the residual stream, over its length, by layer and token role."
 axes = {"x": "layer", "xlabel": "layer", "y": "relative", "ylabel": "relative distance", "hue": "role"}
@@ -188,12 +191,21 @@ paragraph(adding_text)
 # definition for some seeds and an association for others: only the relation differs.
 
 # %%
-arms = effects[(effects["network"] == "fine-tuned") & (effects["metric"] == "logit_difference")]
-arms = arms[(arms["role"] == "all") & (arms["direction"] == "denoising") & (arms["component"] != "head_out")]
-kinds = index_contrasts(arms, kinds=("definitional", "associative"), statistics=statistics)
+tuned_layers = whole_layers(effects[effects["network"] == "fine-tuned"])
+kinds = index_contrasts(tuned_layers, kinds=("definitional", "associative"), statistics=statistics)
 caption = "Localisation indices, definitional less associative, with 95 % intervals over items."
-axes = {"facet": "arm", "x": "index", "y": "difference", "hue": "arm", "xlabel": "", "ylabel": "difference"}
-display(draw("04_contrast", kinds, drawing="intervals", lines=False, caption=caption, **axes))
+axes = {"facet": "panel", "x": "index", "y": "difference", "hue": "arm", "xlabel": "", "ylabel": "difference"}
+display(
+    draw(
+        "04_contrast",
+        kinds.assign(panel="definitional less associative"),
+        drawing="intervals",
+        lines=False,
+        caption=caption,
+        **axes,
+    )
+)
+table(kinds[["index", "arm", "definitional", "associative", "difference", "low", "high", "items"]])
 contrast_text = readings.contrast(kinds)
 paragraph(contrast_text)
 
@@ -204,13 +216,10 @@ paragraph(contrast_text)
 # wholly elsewhere. Otherwise *undecided*. A verdict speaks of the model under study, not of GPT-2.
 
 # %%
-rows = {name: measured[name][measured[name]["arm"] == "real"] for name in ("sites", "clean")}
-mlps = joint[(joint["group"] == "feed-forward") & (joint["direction"] == "denoising")]
-tuned_layers = layers[layers["network"] == "fine-tuned"]
-estimates = corrected_estimates(rows["sites"], tuned_layers, mlps, rows["clean"], statistics=statistics)
+real_arm, made_up = (corrected_estimates(measured, arm=arm, statistics=statistics) for arm in ("real", "made-up"))
 published = published_numbers(read_table(paths.data / "published" / "sweep.parquet"), layers=layer_count(base))
 shape = f"GPT-2 of {layer_count(base)} blocks × {base.config.hidden_size}"
-claims = claims_table(estimates, published, model=profile.model, shape=shape)
+claims = claims_table(real_arm, made_up, published, model=profile.model, shape=shape)
 write_table(output / "claims.parquet", claims)
 table(claims)
 paragraph(readings.claims(claims))

@@ -27,6 +27,7 @@ overrides = ""
 # %%
 from functools import partial
 
+from helpers import readings
 from helpers.artifacts import read_table, write_table
 from helpers.config import Paths, load_profile
 from helpers.experiment import by_role
@@ -38,7 +39,7 @@ profile = load_profile(profile_name, overrides)
 paths = Paths(profile.name)
 source = paths.data / "clap" / "effects.parquet"
 effects = read_table(source)
-tuned = by_role(effects[effects["network"] == "fine-tuned"])
+tuned = by_role(effects[(effects["network"] == "fine-tuned") & (effects["metric"] == "logit_difference")])
 intervals = partial(recovery_intervals, item="item_id", **vars(profile.statistics))
 draw = partial(save_figure, paths=paths, plumbing=profile.model.plumbing, seed=profile.statistics.seed, inputs=[source])
 
@@ -114,5 +115,18 @@ said = [
 ]
 overview_text = f"Averaged over layers, the largest share belongs to {'; '.join(said)}."
 paragraph(overview_text)
+
+# %% [markdown]
+# ## The study's claims, one by one
+#
+# Each is a region in which a quantity should lie, and each has a null; how they are computed stands in
+# `helpers.claims`, the measurements in notebook 4. Whether editing depends on the kind of knowledge is for notebook 6.
+
+# %%
+claims = read_table(paths.data / "clap" / "claims.parquet")
+table(claims)
+paragraph(readings.claims(claims))
+
+# %%
 findings = {"Layers and kinds, with the item as unit": mixed_text, "Subject and answer held fixed": arms_text}
 save_findings(paths, "08_statistics", findings)
