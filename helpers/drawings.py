@@ -89,11 +89,12 @@ def intervals(
 ) -> Figure:
     """Estimates with their intervals, one panel per `facet`, the hues side by side."""
     facets = list(dict.fromkeys(table[facet]))
-    figure, axes = _panels(len(facets), columns=min(3, len(facets)), height=2.4, sharey=True)
+    columns = 2 if len(facets) == 4 else min(3, len(facets))
+    figure, axes = _panels(len(facets), columns=columns, height=2.4, sharey=True)
     hues = list(dict.fromkeys(table[hue]))
     colours = _colours(table[hue])
     places = {value: number for number, value in enumerate(dict.fromkeys(table[x]))}
-    for axis, name in zip(axes, facets, strict=True):
+    for panel, (axis, name) in enumerate(zip(axes, facets, strict=True)):
         for number, value in enumerate(hues):
             part = table[(table[facet] == name) & (table[hue] == value)]
             at = part[x].map(places).astype(float) + (number - (len(hues) - 1) / 2) * 0.16
@@ -104,7 +105,7 @@ def intervals(
             )  # fmt: skip
         if reference is not None:
             axis.axhline(reference, color=PALETTE["null"], linewidth=0.8, zorder=0)
-        axis.set(title=name, xlabel=xlabel, ylabel=ylabel if axis is axes[0] else "")
+        axis.set(title=name, xlabel=xlabel, ylabel="" if panel % columns else ylabel)
         axis.set_xticks(range(len(places)), list(places), rotation=0 if len(str(list(places)[-1])) < 4 else 40)
     _legend(figure, axes)
     return figure

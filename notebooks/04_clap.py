@@ -43,6 +43,7 @@ from helpers.figures import save_figure
 from helpers.items import taught_items
 from helpers.localisation import index_contrasts
 from helpers.models import load_base, load_model
+from helpers.pairs import ROLES
 from helpers.progress import step
 from helpers.report import paragraph, save_findings, table
 from helpers.stats import recovery_intervals
@@ -159,7 +160,8 @@ paragraph(readings.heads(strength, intervals(knocked[knocked["arm"] == "real"], 
 change = measured["change"][measured["change"]["arm"] == "real"]
 changed = intervals(change, by=["direction", "component", "layer"])
 caption = "Base and fine-tuned model patched into one another, one site at all positions, 95 % intervals over items."
-display(draw("04_cross_model", changed, drawing="intervals", facet="direction", hue="component", caption=caption))
+display(draw("04_cross_model", changed, drawing="intervals", facet="direction", hue="component",
+             ylabel="share recovered / destroyed", caption=caption))  # fmt: skip
 change_text = readings.change(changed)
 paragraph(change_text)
 
@@ -173,11 +175,11 @@ direct = intervals(direct.assign(denominator=1.0), by=["kind", "component", "lay
 caption = "Direct logit attribution: what each output adds to the clean logit difference by itself, in logits."
 axes = {"facet": "kind", "hue": "component", "ylabel": "logits"}
 display(draw("04_direct", direct, drawing="intervals", caption=caption, **axes))
-apart = distances.groupby(["kind", "role", "layer"], as_index=False)["relative"].mean()
+apart = distances.astype({"role": pd.CategoricalDtype(ROLES, ordered=True)})
+apart = apart.groupby(["kind", "role", "layer"], observed=True, as_index=False)["relative"].mean()
 caption = "‖clean − corrupted‖ in the residual stream, over its length, by layer and token role."
-axes = {"x": "layer", "xlabel": "layer", "y": "relative", "ylabel": "relative distance", "hue": "role"}
-axes |= {"facet": "kind", "unit": None, "mark": None, "from_zero": True}
-display(draw("04_distances", apart, drawing="curves", caption=caption, **axes))
+axes = {"row": "what", "column": "kind", "value": "relative", "label": "relative distance", "limit": 1.25}
+display(draw("04_distances", apart.assign(what="resid_pre"), drawing="heatmaps", caption=caption, **axes))
 paragraph(readings.streams(parts, distances))
 joint = measured["joint"][measured["joint"]["arm"] == "real"]
 joint = joint.rename(columns={"joint": "numerator", "added": "denominator", "denominator": "difference"})
