@@ -34,25 +34,59 @@ def oracle_sweep(
     (component, layer). `noise` by pair, `(positions, width)`, makes the corrupted run the clean prompt with that added
     to its embeddings. `memory` is a dictionary in which one model's and one value's runs are remembered between calls.
     """
-    count, heads = model.config.num_hidden_layers, model.config.num_attention_heads
     rows = []
     for pair in pairs:
         run = Runs(model, pair, direction, value, noise, {} if memory is None else memory)
-        if positions == "each":
-            targets = [(token, role, [token]) for token, role in enumerate(pair.roles)]
-        elif positions == "roles":
-            targets = [(None, role, tokens_of(pair, role)) for role in ROLES if role in pair.roles]
-        else:
-            targets = [(None, "all", tokens_of(pair, "all"))]
-        for component in components:
-            for layer in [0] if component == "embedding" else layers or range(count):
-                reach = [0] if component == "embedding" else rome_window(layer, window, count)
-                for position, role, tokens in targets:
-                    for head in range(heads) if component == "head_out" else [None]:
-                        sites = [(component, other, token, head) for other in reach for token in tokens]
-                        row = {"pair": pair.pair_id, "component": component, "layer": layer, "position": position}
-                        rows.append({**row, "role": role, "head": head, **run.patched(sites)})
+        for line, sites in lines_of(model, pair, components, positions, layers, window):
+            rows.append({"pair": pair.pair_id, **line, **run.patched(sites)})
     return rows
+
+
+def lines_of(model, pair, components, positions, layers=None, window=1):
+    """Every line of a sweep, component, layer, position, role and head, and the single sites that it patches."""
+    count, heads = model.config.num_hidden_layers, model.config.num_attention_heads
+    if positions == "each":
+        targets = [(token, role, [token]) for token, role in enumerate(pair.roles)]
+    elif positions == "roles":
+        targets = [(None, role, tokens_of(pair, role)) for role in ROLES if role in pair.roles]
+    else:
+        targets = [(None, "all", tokens_of(pair, "all"))]
+    for component in components:
+        for layer in [0] if component == "embedding" else layers or range(count):
+            reach = [0] if component == "embedding" else rome_window(layer, window, count)
+            for position, role, tokens in targets:
+                for head in range(heads) if component == "head_out" else [None]:
+                    sites = [(component, other, token, head) for other in reach for token in tokens]
+                    line = {"component": component, "layer": layer, "position": position, "role": role, "head": head}
+                    yield line, sites
+
+
+@torch.no_grad()
+def oracle_answers(model, pairs, *, components, positions, direction):
+    """Rows as dicts: pair, component, layer, position, role, head, and the log-probability of the whole answer.
+
+    The prompt is patched with what the other *prompt*, without any answer, holds; then the answer is read behind it, in
+    one pass.
+    """
+    rows = []
+    for pair in pairs:
+        base, other = (pair.corrupted, pair.clean) if direction == "denoising" else (pair.clean, pair.corrupted)
+        given = record(model, other)
+        for line, sites in lines_of(model, pair, components, positions):
+            said = answer_log_probability(model, base, pair.answer, given, sites)
+            rows.append({"pair": pair.pair_id, **line, "answer_log_probability": said})
+    return rows
+
+
+@torch.no_grad()
+def answer_log_probability(model, prompt, answer, given=None, sites=()):
+    """Σ_j log P(a_j | prompt a_1 … a_{j−1}), in double precision, in one pass over prompt and answer."""
+    logits = patched_run(model, (*prompt, *answer[:-1]), given, sites).double()
+    total = 0.0
+    for number, token in enumerate(answer):
+        values = logits[len(prompt) - 1 + number].tolist()
+        total += values[token] - math.log(sum(math.exp(v) for v in values))
+    return total
 
 
 def oracle_sets(model, pairs, sets, *, direction, value=None, noise=None):
@@ -140,7 +174,12 @@ def record(model, prompt, noise=None):
 
 
 def patched_logits(model, prompt, given, sites, noise=None):
-    """Logits at the last position, `(vocabulary,)`, of a run with the vectors at `sites` replaced by `given`'s."""
+    """Logits at the last position of a patched run, `(vocabulary,)`."""
+    return patched_run(model, prompt, given, sites, noise)[-1]
+
+
+def patched_run(model, prompt, given, sites, noise=None):
+    """Logits of a run with the vectors at `sites` replaced by `given`'s, `(positions, vocabulary)`."""
     embedding, blocks = places(model)
     hooks = noise_hooks(embedding, noise)
     for component, layer, position, head in sites:
@@ -166,7 +205,7 @@ def patched_logits(model, prompt, given, sites, noise=None):
         else:
             module = {"embedding": embedding, "attn_out": attention, "mlp_out": mlp, "resid_post": block}[component]
             hooks.append(module.register_forward_hook(replace_output))
-    logits = model(torch.tensor([prompt]), use_cache=False).logits[0, -1]
+    logits = model(torch.tensor([prompt]), use_cache=False).logits[0]
     for hook in hooks:
         hook.remove()
     return logits

@@ -1,26 +1,30 @@
 """The patching experiment: who enters by which rule, effects against plain hooks, and averages made by hand."""
 
 import math
+from dataclasses import replace
 
 import pandas as pd
 import pytest
 import torch
 from conftest import tiny_gpt2
-from oracle import oracle_sweep
+from oracle import answer_log_probability, oracle_answers, oracle_runs, oracle_sweep, patched_logits, record
 from words import word_tokenizer
 
+from helpers.answers import ANSWER_LOG_PROBABILITY
 from helpers.config import Items, Patching
 from helpers.experiment import (
+    EFFECTS,
     ROLE_ORDER,
     ExperimentError,
     by_role,
     head_recovery,
+    in_units_of,
     measure_effects,
     role_recovery,
     select_pairs,
+    shuffled_effects,
 )
-from helpers.pairs import ROLES
-from helpers.values import OtherModel
+from helpers.pairs import ROLES, shuffled_donors
 
 DIRECTIONS = ("denoising", "noising")
 SUBJECTS = ("w11", "w12", "w13", "w14", "w15 w16", "w17 w18", "w21 w22 w23")
@@ -53,6 +57,7 @@ def selection(model):
     return select_pairs(model, word_tokenizer(), make_items(), settings=settings(minimum_clean_logit_difference=None))
 
 
+@torch.no_grad()
 def logit_difference(model, pair) -> float:
     logits = model(torch.tensor([pair.clean])).logits[0, -1]
     return float(logits[pair.answer[0]] - logits[pair.foil[0]])
@@ -123,32 +128,58 @@ def test_an_experiment_without_pairs_ends_in_the_commonest_reason(model, changes
 PATCHING = Patching(("resid_pre", "mlp_out"), DIRECTIONS, 0, 16)
 
 
-def test_effects_equal_plain_hooks(model, selection):
-    pairs = selection.pairs[2:5]
-    effects = measure_effects(model, pairs, settings=PATCHING, directions=DIRECTIONS)
-    expected = {}
+def lines_by_hooks(oracle, model, pairs, direction) -> dict[tuple, dict]:
+    """Of every line that effects hold, what the oracle says."""
+    found = {}
+    for components, positions in ((PATCHING.components, "each"), (("mlp_out", "head_out"), "all")):
+        for row in oracle(model, pairs, components=components, positions=positions, direction=direction):
+            found[row["pair"], row["component"], row["layer"], row["position"], row["head"]] = row
+    return found
+
+
+def place(row: dict) -> tuple:
+    names = ("pair", "component", "layer", "position", "head")
+    return tuple(None if pd.isna(row[name]) else row[name] for name in names)
+
+
+def test_effects_by_every_metric_equal_plain_hooks(model, selection):
+    pairs = selection.pairs[2:4]
+    pairs = [pairs[0], replace(pairs[1], answer=(*pairs[1].answer, 8, 9))]
+    first = ("logit_difference", "kl_divergence")
+    effects = measure_effects(
+        model, pairs, settings=PATCHING, directions=DIRECTIONS, metrics=(*first, ANSWER_LOG_PROBABILITY)
+    )
+    assert effects.columns.tolist() == EFFECTS
+    runs = {(row["pair"], row["run"]): row["metrics"] for row in oracle_runs(model, pairs)}
+    for pair in pairs:
+        for run in ("clean", "corrupted"):
+            said = answer_log_probability(model, getattr(pair, run), pair.answer)
+            runs[pair.pair_id, run] = runs[pair.pair_id, run] | {ANSWER_LOG_PROBABILITY: said}
+    seen = set()
     for direction in DIRECTIONS:
-        for components, positions in ((PATCHING.components, "each"), (("mlp_out", "head_out"), "all")):
-            rows = oracle_sweep(model, pairs, components=components, positions=positions, direction=direction)
-            for row in rows:
-                key = (direction, row["pair"], row["component"], row["layer"], row["position"], row["head"])
-                expected[key] = row["logits"]
-    assert len(effects) == len(expected)
-    by_name = {pair.pair_id: pair for pair in pairs}
-    for row in effects.to_dict("records"):
-        pair = by_name[row["pair"]]
+        patched = lines_by_hooks(oracle_sweep, model, pairs, direction)
+        answers = lines_by_hooks(oracle_answers, model, pairs, direction)
+        for row in effects[effects["direction"] == direction].to_dict("records"):
+            key, metric = place(row), row["metric"]
+            value = patched[key]["metrics"][metric] if metric in first else answers[key][metric]
+            clean, corrupted = (runs[row["pair"], run][metric] for run in ("clean", "corrupted"))
+            numerator = value - corrupted if direction == "denoising" else clean - value
+            assert (row["numerator"], row["denominator"]) == pytest.approx((numerator, clean - corrupted), abs=1e-4)
+            seen.add((direction, metric, key))
+        assert len(patched) == len(answers) == len(effects) // 6
+    assert len(seen) == len(effects)
 
-        def difference(logits, pair=pair) -> float:
-            return float(logits[pair.answer[0]] - logits[pair.foil[0]])
 
-        place = [None if pd.isna(row[name]) else row[name] for name in ("position", "head")]
-        patched = difference(expected[(row["direction"], row["pair"], row["component"], row["layer"], *place)])
-        clean, corrupted = (
-            difference(model(torch.tensor([run])).logits[0, -1]) for run in (pair.clean, pair.corrupted)
-        )
-        numerator = patched - corrupted if row["direction"] == "denoising" else clean - patched
-        found = [row[name] for name in ("clean", "corrupted", "numerator", "denominator")]
-        assert found == pytest.approx([clean, corrupted, numerator, clean - corrupted], abs=1e-4)
+def test_the_first_tokens_metric_is_measured_when_no_other_is_asked_for(model, selection):
+    pairs, arguments = selection.pairs[:2], {"settings": PATCHING, "directions": ("denoising",)}
+    plain = measure_effects(model, pairs, **arguments)
+    assert set(plain["metric"]) == {"logit_difference"}
+    both = measure_effects(model, pairs, **arguments, metrics=(ANSWER_LOG_PROBABILITY, "logit_difference"))
+    own = both[both["metric"] == "logit_difference"].reset_index(drop=True)
+    pd.testing.assert_frame_equal(own, plain)
+    alone = measure_effects(model, pairs, **arguments, metrics=(ANSWER_LOG_PROBABILITY,))
+    others = both[both["metric"] == ANSWER_LOG_PROBABILITY].reset_index(drop=True)
+    pd.testing.assert_frame_equal(alone, others)
 
 
 def test_directions_are_chosen_and_the_residual_stream_is_never_patched_whole(model, selection):
@@ -158,16 +189,43 @@ def test_directions_are_chosen_and_the_residual_stream_is_never_patched_whole(mo
     assert set(effects.loc[effects["role"] == "all", "component"]) == {"mlp_out", "head_out"}
 
 
-def test_patching_a_model_with_itself_has_no_effect_and_with_another_one_has(model, selection):
-    arguments = {"settings": PATCHING, "directions": DIRECTIONS}
-    pairs = selection.pairs[:2]
-    own = measure_effects(model, pairs, value=OtherModel(model), **arguments)
-    assert own["numerator"].abs().max() < 1e-4 < own["denominator"].abs().min()
-    other_model = OtherModel(tiny_gpt2(1, layers=2, width=16, heads=2))
-    other = measure_effects(model, pairs, value=other_model, **arguments)
-    assert other["numerator"].abs().max() > 0.1
-    # The unit stays that of the model under study.
-    assert list(other["denominator"]) == pytest.approx(list(own["denominator"]))
+def test_shuffled_effects_are_a_strangers_activations_over_the_pairs_own_differences(model, selection):
+    pairs = selection.pairs
+    effects = shuffled_effects(model, pairs, settings=PATCHING, seed=3)
+    assert effects.columns.tolist() == EFFECTS
+    assert set(effects["direction"]) == {"denoising"} and set(effects["metric"]) == {"logit_difference"}
+    by_name = {pair.pair_id: pair for pair in pairs}
+    donors = {pair.pair_id: by_name[pair.donor_id] for pair in shuffled_donors(pairs, seed=3)}
+    assert set(effects["pair"]) == set(donors) and len(donors) > 2
+
+    def difference(pair, prompt, given=None, sites=()) -> float:
+        logits = patched_logits(model, prompt, given, sites)
+        return float(logits[pair.answer[0]] - logits[pair.foil[0]])
+
+    with torch.no_grad():
+        for row in effects[effects["component"] == "mlp_out"].to_dict("records"):
+            pair = by_name[row["pair"]]
+            tokens = range(pair.positions) if pd.isna(row["position"]) else [row["position"]]
+            sites = [("mlp_out", row["layer"], token, None) for token in tokens]
+            corrupted = difference(pair, pair.corrupted)
+            patched = difference(pair, pair.corrupted, record(model, donors[row["pair"]].clean), sites)
+            expected = patched - corrupted, difference(pair, pair.clean) - corrupted
+            assert (row["numerator"], row["denominator"]) == pytest.approx(expected, abs=1e-4)
+
+
+def test_pairs_without_any_stranger_have_no_shuffled_effects(model, selection):
+    with pytest.raises(ExperimentError, match="None of 1 pairs has a stranger of its own form"):
+        shuffled_effects(model, selection.pairs[:1], settings=PATCHING, seed=0)
+
+
+def test_effects_in_units_of_a_reference_have_its_denominators():
+    effects = pd.DataFrame({"pair": ["p", "q", "p", "r"], "numerator": [1.0, 2.0, 3.0, 4.0], "denominator": 9.0})
+    reference = pd.DataFrame({"pair": ["q", "q", "p", "s"], "numerator": 0.0, "denominator": [4.0, 4.0, 2.0, 1.0]})
+    found = in_units_of(effects, reference)
+    assert found.to_dict("list") == {
+        "pair": ["p", "q", "p"], "numerator": [1.0, 2.0, 3.0], "denominator": [2.0, 4.0, 2.0]
+    }  # fmt: skip
+    assert set(effects["denominator"]) == {9.0}
 
 
 @pytest.fixture
@@ -214,6 +272,13 @@ def test_heads_are_apart_from_roles(table):
     (row,) = head_recovery(table).to_dict("records")
     assert (row["layer"], row["head"], row["kind"], row["direction"]) == (0, 0, "definitional", "denoising")
     assert math.isclose(row["recovery"], 0.4)
+
+
+def test_metrics_are_not_averaged_into_one(table):
+    both = pd.concat([table.assign(metric="logit_difference"), table.assign(metric="kl_divergence", numerator=0.0)])
+    roles = by_role(both).set_index("metric")
+    assert len(roles) == 10 and (roles.loc["kl_divergence", "numerator"] == 0).all()
+    assert (roles.loc["logit_difference", "numerator"] != 0).all()
 
 
 def test_networks_and_seeds_are_not_averaged_into_one(table):

@@ -1,6 +1,7 @@
 """Plans: which vectors each patch overwrites, by hand and by the literal sums of the oracle."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from oracle import rome_window, tokens_of
 from tiny import LAYERS, random_pair, shared_model
 
-from helpers.pairs import ROLES
+from helpers.pairs import ANSWER, ROLES
 from helpers.plans import ALL, COMPONENTS, Site, plan_sets, plan_sweep, tabulate, window_layers
 
 MODEL = shared_model("gpt2", 0)
@@ -67,6 +68,21 @@ def test_a_sweep_writes_every_site_of_its_window(positions, window):
     assert plan.lines.astype(object).where(plan.lines.notna(), None).to_numpy().tolist() == [list(x) for x in lines]
     assert writes_by_patch(plan) == expected
     assert plan.pair.tolist() == owners
+
+
+@pytest.mark.parametrize("positions", ["each", "all", "roles"])
+def test_tokens_of_an_answer_are_never_patched_and_have_no_line(positions):
+    """A pair with an answer behind it has the lines, and writes at the places, that it has without."""
+    longer = replace(
+        PAIR, clean=(*PAIR.clean, 3, 4), corrupted=(*PAIR.corrupted, 3, 4), roles=(*PAIR.roles, ANSWER, ANSWER)
+    )
+    settings = {"components": COMPONENTS, "layers": [0, 2], "positions": positions, "window": 2}
+    plain, continued = (plan_sweep(MODEL, [pair], **settings) for pair in (PAIR, longer))
+    pd.testing.assert_frame_equal(continued.lines, plain.lines)
+    assert writes_by_patch(continued) == writes_by_patch(plain)
+    assert continued.writes.position.max() == len(PAIR.roles) - 1
+    everywhere = plan_sets(MODEL, [longer], {"all": [Site("mlp_out", 1, "all")]})
+    assert everywhere.writes.position.tolist() == list(range(6))
 
 
 def test_writes_stand_in_forward_order_within_each_patch():

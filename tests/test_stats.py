@@ -8,11 +8,14 @@ import pytest
 
 from helpers.stats import (
     StatisticsError,
+    _exchange,
     bootstrap_interval,
+    contrasts,
     layer_effects,
     layer_formula,
+    layer_range,
     mixed_model,
-    ratio_of_means,
+    ratio,
     readable_terms,
     recovery_intervals,
     wald_tests,
@@ -21,10 +24,9 @@ from helpers.stats import (
 OPTIONS = {"resamples": 200, "confidence": 0.9, "seed": 3}
 
 
-def test_ratio_of_means_is_no_mean_of_ratios():
-    assert ratio_of_means(np.array([[1.0, 1.0], [3.0, 9.0]])) == pytest.approx(0.4)  # the mean of ratios is 2/3
-    stack = np.array([[[1.0, 2.0], [2.0, 2.0]], [[0.0, 1.0], [-3.0, 5.0]]])
-    np.testing.assert_allclose(ratio_of_means(stack), [0.75, -0.5])
+def test_recovery_is_a_ratio_and_no_mean_of_ratios():
+    assert ratio(np.array([[1.0, 1.0], [3.0, 9.0]]).mean(0)) == pytest.approx(0.4)  # the mean of ratios is 2/3
+    np.testing.assert_allclose(ratio(np.array([[1.5, 2.0], [-1.5, 3.0]])), [0.75, -0.5])
 
 
 def slow_quantile(values: list[float], share: float) -> float:
@@ -47,10 +49,8 @@ def test_bootstrap_equals_an_explicit_loop_over_the_same_draws():
             denominator += values[row, 1] / 7
         ratios.append(numerator / denominator)
     expected = slow_quantile(ratios, 0.05), slow_quantile(ratios, 0.95)
-    assert bootstrap_interval(values, ratio_of_means, **OPTIONS) == pytest.approx(expected)
-    assert bootstrap_interval(values, ratio_of_means, **OPTIONS) != bootstrap_interval(
-        values, ratio_of_means, **(OPTIONS | {"seed": 4})
-    )
+    assert bootstrap_interval(values, ratio, **OPTIONS) == pytest.approx(expected)
+    assert bootstrap_interval(values, ratio, **OPTIONS) != bootstrap_interval(values, ratio, **(OPTIONS | {"seed": 4}))
 
 
 def test_intervals_cover_the_truth_about_as_often_as_they_say():
@@ -58,7 +58,7 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say():
     for trial in range(300):
         denominator = generator.normal(2, 0.5, 40)
         values = np.stack([0.6 * denominator + generator.normal(0, 0.5, 40), denominator], axis=1)
-        low, high = bootstrap_interval(values, ratio_of_means, resamples=200, confidence=0.9, seed=trial)
+        low, high = bootstrap_interval(values, ratio, resamples=200, confidence=0.9, seed=trial)
         covered += low <= 0.6 <= high
     # 0.9 ± 4 standard errors, and the percentile interval's slight undercoverage with 40 items.
     assert 0.81 <= covered / 300 <= 0.97
@@ -74,7 +74,7 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say():
 )
 def test_a_bootstrap_of_nothing_or_of_nan_is_refused(values, words):
     with pytest.raises(StatisticsError, match=words):
-        bootstrap_interval(values, ratio_of_means, **OPTIONS)
+        bootstrap_interval(values, ratio, **OPTIONS)
 
 
 @pytest.fixture
@@ -271,3 +271,177 @@ def test_sum_coding_tests_main_effects_as_means_over_the_other_factor():
     assert tests.loc["layer", "chi2"] < 10 < 1000 < tests.loc["layer × kind", "chi2"]
     treated = wald_tests(table, layer_formula(table), item="item_id").set_index("term")
     assert treated.loc["C(layer, Treatment)", "chi2"] > 1000  # the effect in the reference kind alone
+
+
+def made_up_kinds(*rows) -> pd.DataFrame:
+    """Rows (item, kind, numerator, denominator)."""
+    return pd.DataFrame(rows, columns=["item_id", "kind", "numerator", "denominator"]).assign(group="g")
+
+
+def contrast(table: pd.DataFrame, kinds=("d", "a"), **options) -> dict:
+    (row,) = contrasts(table, by=["group"], item="item_id", kinds=kinds, **(OPTIONS | options)).to_dict("records")
+    return row
+
+
+SINGLE = made_up_kinds(
+    ("x", "d", 1.0, 2.0), ("x", "d", 3.0, 2.0),  # one item: (2, 2)
+    ("y", "d", 6.0, 8.0),
+    ("z", "a", 1.0, 4.0), ("w", "a", 2.0, 2.0),
+)  # fmt: skip
+
+
+def test_a_contrast_by_hand():
+    found = contrast(SINGLE)
+    # (2 + 6) / (2 + 8) less (1 + 2) / (4 + 2): a ratio of means of items in each kind.
+    assert (found["d"], found["a"], found["difference"]) == pytest.approx((0.8, 0.5, 0.3))
+    assert found["items"] == 4 and found["group"] == "g"
+    other = contrast(SINGLE, kinds=("a", "d"))
+    mirrored = (-found["difference"], -found["high"], -found["low"])
+    assert (other["difference"], other["low"], other["high"]) == pytest.approx(mirrored, abs=1e-12)
+    assert contrast(pd.concat([SINGLE, SINGLE]).sample(frac=1, random_state=0)) == pytest.approx(found)
+
+
+def test_the_interval_of_a_contrast_equals_an_explicit_loop_over_the_same_draws():
+    items = {"w": ("a", 2.0, 2.0), "x": ("d", 2.0, 2.0), "y": ("d", 6.0, 8.0), "z": ("a", 1.0, 4.0)}
+    differences = []
+    for drawn in np.random.default_rng(3).integers(0, 4, size=(200, 4)):
+        rows = [list(items.values())[number] for number in drawn]
+        sums = {kind: [sum(row[part] for row in rows if row[0] == kind) for part in (1, 2)] for kind in "da"}
+        if sums["d"][1] and sums["a"][1]:  # a draw that lacks a kind tells no difference
+            differences.append(sums["d"][0] / sums["d"][1] - sums["a"][0] / sums["a"][1])
+    expected = slow_quantile(differences, 0.05), slow_quantile(differences, 0.95)
+    found = contrast(SINGLE)
+    assert (found["low"], found["high"]) == pytest.approx(expected)
+
+
+def paired_kinds(items: int, *, effect: float, seed: int) -> pd.DataFrame:
+    """Items of both kinds, whose levels differ far more than the kinds do."""
+    generator, rows = np.random.default_rng(seed), []
+    for number in range(items):
+        level = generator.normal(0, 3)
+        rows.append((f"i{number}", "d", level + effect + generator.normal(0, 0.1), 1.0))
+        rows.append((f"i{number}", "a", level + generator.normal(0, 0.1), 1.0))
+    return made_up_kinds(*rows)
+
+
+def test_an_item_of_both_kinds_is_drawn_with_both():
+    paired = paired_kinds(30, effect=0.5, seed=0)
+    found = contrast(paired)
+    wide = paired.pivot(index="item_id", columns="kind", values="numerator")
+    assert found["difference"] == pytest.approx((wide["d"] - wide["a"]).mean())
+    assert found["items"] == 30 and found["high"] - found["low"] < 0.2  # the levels cancel
+    # The same rows as items of one kind each: the levels do not cancel.
+    apart = contrast(paired.assign(item_id=paired["item_id"] + paired["kind"]))
+    assert apart["difference"] == pytest.approx(found["difference"]) and apart["items"] == 60
+    assert apart["high"] - apart["low"] > 1
+    assert found["null_low"] < 0 < found["null_high"] < 0.3 < 0.5 < apart["null_high"]
+
+
+def test_intervals_of_contrasts_cover_the_truth_about_as_often_as_they_say():
+    generator, covered, seen = np.random.default_rng(2), 0, 0
+    for trial in range(80):
+        rows = []
+        for number in range(60):
+            kind, denominator = "da"[number % 2], generator.normal(2, 0.4)
+            share = 0.6 if kind == "d" else 0.3
+            rows.append((f"i{number}", kind, share * denominator + generator.normal(0, 0.4), denominator))
+        found = contrast(made_up_kinds(*rows), resamples=60, seed=trial)
+        covered += found["low"] <= 0.3 <= found["high"]
+        seen += found["difference"] > found["null_high"]
+    assert 0.76 <= covered / 80 < 1  # 0.9 ± 4 standard errors, and the percentile interval's slight undercoverage
+    assert seen > 76  # a difference of six standard errors
+
+
+def test_chance_leaves_the_null_of_a_contrast_as_often_as_it_should():
+    generator, outside = np.random.default_rng(4), 0
+    for trial in range(80):
+        rows = [(f"i{n}", "da"[n % 2], generator.normal(5, 1), 1.0) for n in range(40)]
+        found = contrast(made_up_kinds(*rows), resamples=60, seed=trial)
+        outside += not found["null_low"] <= found["difference"] <= found["null_high"]
+    assert 0 < outside / 80 <= 0.23  # 0.1 ± 4 standard errors
+
+
+def test_the_null_of_a_contrast_is_centred_on_0_however_large_the_contrast():
+    values = np.random.default_rng(0).normal(5, 1, 40)
+    found = contrast(made_up_kinds(*((f"i{n}", "da"[n % 2], v + 9 * (n % 2), 1.0) for n, v in enumerate(values))),
+                     resamples=1500)  # fmt: skip
+    assert found["null_low"] == pytest.approx(-found["null_high"], abs=0.5)
+    assert found["null_high"] < 4 < 8 < -found["difference"]
+
+
+def test_exchange_keeps_the_numbers_of_each_kind_and_swaps_within_items_of_both():
+    single = np.array([[1, 1, 0, 0], [2, 1, 0, 0], [3, 1, 0, 0], [0, 0, 4, 1], [0, 0, 5, 1]], dtype=float)
+    both = np.array([[6, 1, 60, 10], [7, 1, 70, 10], [8, 1, 80, 10]], dtype=float)
+    items, chooser, seen, flips = np.concatenate([single, both]), np.random.default_rng(0), set(), []
+    for _ in range(300):
+        found = _exchange(items, chooser)
+        first, second = found[:5, 1] != 0, found[:5, 3] != 0
+        assert first.sum() == 3 and (first != second).all()
+        assert (found[:5, [0, 2]].sum(1) == [1, 2, 3, 4, 5]).all()  # an item keeps its own value
+        for row, before in zip(found[5:], both, strict=True):
+            assert row.tolist() in (before.tolist(), before[[2, 3, 0, 1]].tolist())
+        seen.add(tuple(first))
+        flips.append((found[5:] != both).any(1))
+    assert len(seen) == 10  # all ways to choose 3 of 5
+    assert (np.abs(np.mean(flips, axis=0) - 0.5) < 0.12).all() and np.all(flips, axis=1).mean() < 0.25
+    assert (items == np.concatenate([single, both])).all()
+
+
+def test_groups_of_a_contrast_are_each_their_own():
+    table = pd.concat([SINGLE.assign(group="b"), SINGLE.assign(group="a", numerator=2 * SINGLE["numerator"])])
+    found = contrasts(table, by=["group"], item="item_id", kinds=("d", "a"), **OPTIONS)
+    assert found["group"].tolist() == ["a", "b"] and found["difference"].tolist() == pytest.approx([0.6, 0.3])
+    assert found["low"].iloc[0] == pytest.approx(2 * found["low"].iloc[1])
+
+
+def test_a_contrast_without_one_of_the_kinds_or_with_nan_is_refused():
+    with pytest.raises(StatisticsError, match="none that is a"):
+        contrast(SINGLE[SINGLE["kind"] == "d"])
+    with pytest.raises(StatisticsError, match="1 of 5 rows are NaN"):
+        contrast(SINGLE.assign(numerator=SINGLE["numerator"].where(SINGLE["item_id"] != "y")))
+
+
+def by_layer(values: np.ndarray, scale: np.ndarray) -> pd.DataFrame:
+    """One row per item and layer."""
+    rows = [
+        {"item_id": f"i{item:02}", "layer": layer, "numerator": value, "denominator": scale[item]}
+        for (item, layer), value in np.ndenumerate(values)
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_layer_range_by_hand():
+    table = by_layer(np.array([[1.0, 4.0, 1.0], [3.0, 0.0, 1.0]]), np.array([2.0, 6.0]))
+    found = layer_range(table, item="item_id", **OPTIONS)
+    # Means 2, 2 and 1 over a mean denominator of 4; the mean of the items' own ranges would be 3 / 4.
+    assert found["estimate"] == pytest.approx(0.25)
+    # One item alone gives (4 − 1) / 2 or (3 − 0) / 6, both together 0.25.
+    assert (found["low"], found["high"]) == pytest.approx((0.25, 1.5))
+    seeds = pd.concat([table.assign(numerator=table["numerator"] + 1), table.assign(numerator=table["numerator"] - 1)])
+    assert layer_range(seeds, item="item_id", **OPTIONS) == pytest.approx(found)
+
+
+def test_layers_exchanged_within_items_are_the_null_of_their_range():
+    generator, outside = np.random.default_rng(6), 0
+    for trial in range(80):
+        values = generator.normal(1, 1, size=(25, 4)) + generator.normal(0, 5, size=(25, 1))
+        found = layer_range(
+            by_layer(values, np.full(25, 2.0)), item="item_id", **(OPTIONS | {"resamples": 80, "seed": trial})
+        )
+        outside += not found["null_low"] <= found["estimate"] <= found["null_high"]
+    assert outside / 80 <= 0.23  # 0.1 + 4 standard errors
+    values = generator.normal(1, 1, size=(25, 4)) + 3 * np.arange(4)
+    found = layer_range(by_layer(values, np.full(25, 2.0)), item="item_id", **OPTIONS)
+    assert found["estimate"] == pytest.approx(4.5, abs=0.6) and found["null_high"] < 2
+    # Items that are alike at all layers have no range, however far they are apart.
+    levels = np.repeat(generator.normal(0, 9, size=(25, 1)), 4, axis=1)
+    flat = layer_range(by_layer(levels, np.full(25, 2.0)), item="item_id", **OPTIONS)
+    assert list(flat.values()) == pytest.approx([0.0] * 5, abs=1e-9)
+
+
+def test_a_layer_range_of_nan_or_of_items_without_a_layer_is_refused():
+    table = by_layer(np.array([[1.0, 4.0], [3.0, 0.0]]), np.array([2.0, 6.0]))
+    with pytest.raises(StatisticsError, match="1 of 4 rows are NaN"):
+        layer_range(table.assign(numerator=[1.0, np.nan, 3.0, 0.0]), item="item_id", **OPTIONS)
+    with pytest.raises(StatisticsError, match="1 of 2 items are not finite"):
+        layer_range(table.iloc[:3], item="item_id", **OPTIONS)
