@@ -10,8 +10,10 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pandas as pd
+from scipy.stats import binomtest
 
 from helpers.abbreviations import find_abbreviations
 from helpers.knowledge import Evidence, Fact
@@ -30,6 +32,7 @@ BE = rf"(?:was|were|is|are|has been|have been|remained){ADVERBS}"
 SHOWN = rf"(?:(?: been)? (?:found|shown|known|reported|observed|demonstrated)(?: to be)?{ADVERBS})?"
 PREDICTOR = "(?:risk factors?|predictors?|determinants?|prognostic factors?)"
 FOUND = "(?:was|were|is|are|found|showed|revealed|demonstrated|observed|confirm|confirmed)"
+LABELS = "mined_spans.csv"
 KEPT = "kept"
 REASONS = {
     "unsure": "asked, planned, negated, hedged, or inverse",
@@ -128,6 +131,35 @@ def outcome_table(statements: list[Statement]) -> pd.DataFrame:
     )
     counts = pd.crosstab(table["outcome"], table["relation"]).reindex(list(REASONS.values()), fill_value=0)
     return counts.assign(all=counts.sum(axis=1)).rename_axis(columns=None).reset_index()
+
+
+def read_labels(folder: Path) -> pd.DataFrame:
+    """Statements that were read and judged by hand: pmid, kind, pattern, spans (characters of the abstract), right.
+
+    100 definitions of abbreviations and 100 associations or causes, drawn at random from what `mine` keeps of the 1,000
+    abstracts of PubMedQA's labelled part. Right: the sentence states this relation of exactly these two phrases, and
+    it makes sense to ask for it.
+    """
+    return pd.read_csv(folder / LABELS, dtype={"pmid": str})
+
+
+def precision_table(labels: pd.DataFrame, facts: Sequence[Fact]) -> pd.DataFrame:
+    """Precision by pattern and of each kind ("all"), with Wilson's 95 % interval.
+
+    Columns: kind, pattern, found (facts of this corpus), checked and right (among `labels`), precision, low, high; null
+    where nothing was checked.
+    """
+    found = Counter((fact.kind, name) for fact in facts for name in ("all", fact.evidence.pattern))
+    judged = (
+        pd.concat([labels.assign(pattern="all"), labels]).groupby(["kind", "pattern"])["right"].agg(["size", "sum"])
+    )
+    rows = []
+    for kind, pattern in sorted(found.keys() | {*judged.index}):
+        checked, right = judged.loc[(kind, pattern)] if (kind, pattern) in judged.index else (0, 0)
+        wilson = binomtest(right, checked).proportion_ci(method="wilson") if checked else (float("nan"),) * 2
+        share = right / checked if checked else float("nan")
+        rows.append((kind, pattern, found[kind, pattern], checked, right, share, *wilson))
+    return pd.DataFrame(rows, columns="kind pattern found checked right precision low high".split())
 
 
 def _statements(pmid: str, abstract: str) -> Iterator[Statement]:

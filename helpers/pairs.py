@@ -12,6 +12,7 @@ item's right one.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -127,16 +128,9 @@ def symmetric_replacement(items: pd.DataFrame, tokenizer, *, seed: int) -> tuple
     item_id and wording_id and named "item_id/wording_id", and the excluded rows with the columns item_id, wording_id,
     reason. Raises PairError when a column is missing or an item stands twice in one wording.
     """
-    needed = ["item_id", "relation", "wording_id", "prompt", "subject", "subject_start", "answer"]
-    if missing := [column for column in needed if column not in items.columns]:
-        raise PairError(
-            f"The items have no column {', '.join(missing)}; symmetric replacement needs {', '.join(needed)}."
-        )
-    rows = items[needed].sort_values(["item_id", "wording_id"], kind="stable").to_dict("records")
+    rows = _rows(items, tokenizer)
     groups: dict[tuple[str, str], list[dict]] = {}
     for row in rows:
-        row["ids"], row["span"] = _tokenise(tokenizer, _pair_id(row), row["prompt"], _subject_span(row))
-        row["first"] = answer_tokens(tokenizer, row["answer"])[:1]
         groups.setdefault((row["relation"], row["wording_id"]), []).append(row)
     identifiers = [_pair_id(row) for row in rows]
     if (
@@ -168,6 +162,26 @@ def symmetric_replacement(items: pd.DataFrame, tokenizer, *, seed: int) -> tuple
     return pairs, pd.DataFrame(excluded, columns=["item_id", "wording_id", "reason"])
 
 
+def donor_table(items: pd.DataFrame, tokenizer) -> pd.DataFrame:
+    """How many pairs of items could be each other's donors, and in how many of them the answers begin differently.
+
+    Two rows are a pair where relation, wording, prompt length and subject positions are the same and the subjects are
+    not; `items` is as in `symmetric_replacement`. One row per relation: relation, pairs, differing, share (null where
+    there is no pair).
+    """
+    alike: dict[tuple, list[tuple]] = {}
+    for row in _rows(items, tokenizer):
+        key = (row["relation"], row["wording_id"], len(row["ids"]), row["span"])
+        alike.setdefault(key, []).append((row["subject"], row["first"]))
+    counts = []
+    for (relation, *_), members in alike.items():
+        subjects, firsts = zip(*members, strict=True)
+        pairs = len(members) * (len(members) - 1) // 2 - _repeats(subjects)
+        counts.append((relation, pairs, pairs - _repeats(firsts) + _repeats(members)))
+    table = pd.DataFrame(counts, columns=["relation", "pairs", "differing"]).groupby("relation", as_index=False).sum()
+    return table.assign(share=table["differing"] / table["pairs"].where(table["pairs"] > 0))
+
+
 def bucket_by_length(pairs: Iterable[PromptPair]) -> dict[int, list[PromptPair]]:
     """Pairs by their number of positions, shortest first, so that no batch needs padding; order is kept within each."""
     buckets: dict[int, list[PromptPair]] = {}
@@ -188,6 +202,25 @@ def token_roles(positions: int, *, subject: Sequence[int]) -> tuple[str, ...]:
 def answer_tokens(tokenizer, answer: str) -> tuple[int, ...]:
     """Token ids of an answer that continues a prompt: with the space before it, and no special token."""
     return tuple(tokenizer(f" {answer}", add_special_tokens=False)["input_ids"])
+
+
+def _rows(items: pd.DataFrame, tokenizer) -> list[dict]:
+    """Items sorted by item and wording, each with the ids of its prompt, its subject's span, its first answer token."""
+    needed = ["item_id", "relation", "wording_id", "prompt", "subject", "subject_start", "answer"]
+    if missing := [column for column in needed if column not in items.columns]:
+        raise PairError(
+            f"The items have no column {', '.join(missing)}; symmetric replacement needs {', '.join(needed)}."
+        )
+    rows = items[needed].sort_values(["item_id", "wording_id"], kind="stable").to_dict("records")
+    for row in rows:
+        row["ids"], row["span"] = _tokenise(tokenizer, _pair_id(row), row["prompt"], _subject_span(row))
+        row["first"] = answer_tokens(tokenizer, row["answer"])[:1]
+    return rows
+
+
+def _repeats(values: Iterable) -> int:
+    """Pairs of equal values."""
+    return sum(count * (count - 1) // 2 for count in Counter(values).values())
 
 
 def _tokenise(
