@@ -68,11 +68,8 @@ def _short_inside(text: str, start: int, stop: int) -> Abbreviation | None:
     words = words[-min(size + 5, 2 * size) :]
     if not words:
         return None
-    for short in _forms(text, start, stop):
-        found = _long_form(text[short[0] : short[1]], text, before.start() + words[0], end)
-        if found is not None:
-            return Abbreviation(short, (found, end))
-    return None
+    found = _long_form(_stem(text[start:stop]), text, before.start() + words[0], end)
+    return None if found is None else Abbreviation(_of_number(text, start, stop, text[found:end]), (found, end))
 
 
 def _long_inside(text: str, start: int, stop: int) -> Abbreviation | None:
@@ -80,16 +77,19 @@ def _long_inside(text: str, start: int, stop: int) -> Abbreviation | None:
     before = re.search(r"(\S+)\s*[(\[]\s*$", text[:start])
     if not before or len(text[start:stop].split()) < 2 or not _is_short(before[1]):
         return None
-    for short in _forms(text, before.start(1), before.end(1)):
-        if _long_form(text[short[0] : short[1]], text, start, stop) == start:
-            return Abbreviation(short, (start, stop))
-    return None
+    if _long_form(_stem(before[1]), text, start, stop) != start:
+        return None
+    return Abbreviation(_of_number(text, *before.span(1), text[start:stop]), (start, stop))
 
 
-def _forms(text: str, start: int, stop: int) -> list[tuple[int, int]]:
-    """A short form, and without its plural's -s, which the long form may lack."""
-    plural = text[stop - 1] == "s" and text[stop - 2].isupper() and stop - start > 2
-    return [(start, stop), (start, stop - 1)] if plural else [(start, stop)]
+def _stem(short: str) -> str:
+    """A short form without its plural's -s."""
+    return short[:-1] if len(short) > 2 and short[-1] == "s" and short[-2].isupper() else short
+
+
+def _of_number(text: str, start: int, stop: int, long: str) -> tuple[int, int]:
+    """The span of a short form, its plural's -s only where a word of the long form has one too."""
+    return start, stop if re.search(r"s\b", long) else start + len(_stem(text[start:stop]))
 
 
 def _is_short(text: str) -> bool:
@@ -110,7 +110,8 @@ def _long_form(short: str, text: str, start: int, stop: int) -> int | None:
 
     Stricter than the paper: the last letter must be in the last word, and in a long form of several words at least half
     of the letters must begin one. Where the word before begins with the first letter as well, and the second letter
-    begins the word found, that word belongs to it ("African American (AA)").
+    begins the word found, that word belongs to it ("African American (AA)"). What a hyphen ties to its beginning does
+    not ("99mTc-white blood cell (WBC)").
     """
     letters, places, position = [c for c in short if c.isalnum()], [], stop
     for number, letter in reversed(list(enumerate(letters))):
@@ -122,7 +123,6 @@ def _long_form(short: str, text: str, start: int, stop: int) -> int | None:
         if position < start:
             return None
         places.append(position)
-    position = _word_start(text, position, start)
     before = _word_start(text, max(position - 2, start), start)
     both = [_letter(text[before]), _letter(text[position])]
     if both == [_letter(c) for c in letters[:2]] and _begins_a_word(text, before):

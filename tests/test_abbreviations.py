@@ -1,0 +1,78 @@
+"""Abbreviations: both orders, what is rejected, and that every letter of a short form is in its long form."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from helpers.abbreviations import find_abbreviations
+
+
+def found(sentence):
+    return [(sentence[slice(*a.short)], sentence[slice(*a.long)]) for a in find_abbreviations(sentence)]
+
+
+@pytest.mark.parametrize(
+    "sentence, expected",
+    [
+        ("We saw absence epilepsy (AE) twice.", [("AE", "absence epilepsy")]),
+        ("We saw AE (absence epilepsy) twice.", [("AE", "absence epilepsy")]),
+        ("Attention deficit hyperactivity disorder (ADHD; n = 5)", [("ADHD", "Attention deficit hyperactivity disorder")]),
+        ("magnetic resonance imaging [MRI, 3 T]", [("MRI", "magnetic resonance imaging")]),
+        ("an electroencephalogram (EEG)", [("EEG", "electroencephalogram")]),
+        ("tumour necrosis factor α (TNF-α)", [("TNF-α", "tumour necrosis factor α")]),
+        ("interferon-gamma (IFN-γ) and β-blockers (BBs)", [("IFN-γ", "interferon-gamma"), ("BBs", "β-blockers")]),
+        ("any anxiety disorder (ADs)", [("AD", "anxiety disorder")]),
+        ("some anxiety disorders (ADs)", [("ADs", "anxiety disorders")]),
+        ("(by polymerase chain reaction (PCR))", [("PCR", "polymerase chain reaction")]),
+        ("non-small cell lung cancer (NSCLC)", [("NSCLC", "non-small cell lung cancer")]),
+        ("the risk of a disease (AD)", []),
+        ("in African Americans (AA)", [("AA", "African Americans")]),
+        ("tests and automated auditory response (AAR)", [("AAR", "automated auditory response")]),
+        ("quality of life (QoL) and mean age (SD)", [("QoL", "quality of life")]),
+    ],
+)  # fmt: skip
+def test_definitions_by_hand(sentence, expected):
+
+    assert found(sentence) == expected
+
+
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        "no patients at all (n = 5)",
+        "percent confidence interval (95% CI)",
+        "pressure in millimetres of mercury (mmHg)",
+        "type one of these (I)",
+        "in invasive stages (IV)",
+        "Figures and tables (Fig. 2)",
+        "saturation of peripheral oxygen (SpO(2))",
+        "of boys and girls (boys)",
+        "Smith and others (Smith 2001)",
+        "markers of oxidative stress (MDA)",
+        "an unclosed bracket (UB",
+        "(AB)",
+        "",
+    ],
+)
+def test_what_is_no_definition(sentence):
+    assert found(sentence) == []
+
+
+@given(st.lists(st.from_regex(r"[a-z]{3,8}", fullmatch=True), min_size=2, max_size=6))
+def test_initials_of_all_words_are_found_whatever_stands_before(words):
+    short = "".join(word[0].upper() for word in words)
+    sentence = f"Here 12 of {' '.join(words)} ({short}) were."
+    if short.casefold() not in words and not set("IVX").issuperset(short):
+        shorts = [short for short, _ in found(sentence)]
+        assert shorts == [] or shorts == [short]
+        for _, long in found(sentence):
+            assert sentence.index(long) + len(long) == sentence.index(" (")
+
+
+@given(st.text(alphabet="aAbB cC-αβß()[],;İ1 ", max_size=60))
+def test_every_letter_of_the_short_form_is_in_the_long_one_in_order(sentence):
+    for short, long in found(sentence):
+        names = {"α": "a", "β": "b"}
+        rest = iter([names.get(c, c) for c in long.lower()])
+        assert all(names.get(c, c) in rest for c in short.lower() if c.isalnum())
+        assert 2 <= len(short) <= 10 and any(map(str.isupper, short))
