@@ -16,8 +16,9 @@ def found(sentence):
     [
         ("We saw absence epilepsy (AE) twice.", [("AE", "absence epilepsy")]),
         ("We saw AE (absence epilepsy) twice.", [("AE", "absence epilepsy")]),
-        ("Attention deficit hyperactivity disorder (ADHD; n = 5)", [("ADHD", "Attention deficit hyperactivity disorder")]),
+        ("Attention deficit disorder (ADD; n = 5)", [("ADD", "Attention deficit disorder")]),
         ("magnetic resonance imaging [MRI, 3 T]", [("MRI", "magnetic resonance imaging")]),
+        ("by 99mTc-white blood cell (WBC)", [("WBC", "white blood cell")]),
         ("an electroencephalogram (EEG)", [("EEG", "electroencephalogram")]),
         ("tumour necrosis factor α (TNF-α)", [("TNF-α", "tumour necrosis factor α")]),
         ("interferon-gamma (IFN-γ) and β-blockers (BBs)", [("IFN-γ", "interferon-gamma"), ("BBs", "β-blockers")]),

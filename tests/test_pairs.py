@@ -5,12 +5,19 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from toy import ROOT
+from words import word_tokenizer
 
+from helpers.config import Paths, load_profile
+from helpers.items import build_items
+from helpers.knowledge import load_facts, load_wordings
+from helpers.models import load_tokenizer
 from helpers.pairs import (
     PairError,
     PromptPair,
     answer_tokens,
     bucket_by_length,
+    donor_table,
     make_pair,
     symmetric_replacement,
     token_roles,
@@ -278,3 +285,35 @@ def test_with_the_tokenizer_of_gpt2():
     pair = pair_of(gpt2, "In cells, the β-blocker is", "In cells, the α-blocker is", "β-blocker", "α-blocker")
     subject = [token for token, role in zip(pair.clean, pair.roles, strict=True) if role.startswith("subject")]
     assert gpt2.decode(subject) == " β-blocker"
+
+
+def test_donors_that_differ_in_their_answers_by_hand():
+    def row(item, subject, answer, relation="r", wording="r-0", before=""):
+        prompt = f"{before}w1 {subject} w2"
+        start = prompt.index(subject)
+        return {"item_id": item, "relation": relation, "wording_id": wording, "prompt": prompt, "subject": subject,
+                "subject_start": start, "answer": answer}  # fmt: skip
+
+    rows = [
+        row("a", "w3", "w10 w11"),
+        row("b", "w4", "w10 w12"),  # begins as a's answer does
+        row("c", "w5", "w13"),
+        row("d", "w3", "w14"),  # a's subject: no pair with a
+        row("e", "w6 w7", "w15"),  # a longer subject
+        row("f", "w8 w9", "w16"),
+        row("g", "w3", "w10", wording="r-1"),  # another wording
+        row("h", "w3", "w10", relation="s"),  # alone in its relation
+        row("i", "w6", "w17", before="w1 "),  # as long as e, but its subject stands elsewhere
+    ]
+    table = donor_table(pd.DataFrame(rows), word_tokenizer()).set_index("relation")
+    # Pairs of r: ab ac bc bd cd, ef; only ab begins alike.
+    assert table.loc["r"].tolist() == [6, 5, pytest.approx(5 / 6)]
+    assert table.loc["s", ["pairs", "differing"]].tolist() == [0, 0] and pd.isna(table.loc["s", "share"])
+
+
+def test_donors_of_the_knowledge_base_differ_in_their_answers():
+    paths, profile = Paths("mini", ROOT), load_profile("mini")
+    tokenizer = load_tokenizer(paths.embedded / "models" / "base")
+    facts, wordings = load_facts(paths.embedded), load_wordings(paths.embedded)
+    table = donor_table(build_items(facts, wordings, tokenizer, settings=profile.items), tokenizer)
+    assert len(table) == 4 and (table["share"] >= 0.9).all()
