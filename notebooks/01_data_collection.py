@@ -177,8 +177,8 @@ donors = donor_table(taught_items(items, seed=0), tokenizer)
 table(donors)
 alike = donors["pairs"].sum() - donors["differing"].sum()
 paragraph(f"""Patching needs pairs: two items of one relation, asked in one wording, whose prompts are equally long and
-whose subjects stand at the same positions. Of {donors["pairs"].sum():,} such pairs {alike:,} are of no use, because their
-answers begin with the same token; the least share of useful ones is {100 * donors["share"].min():.1f} %
+whose subjects stand at the same positions. Of {donors["pairs"].sum():,} such pairs {alike:,} are of no use, because
+their answers begin with the same token; the least share of useful ones is {100 * donors["share"].min():.1f} %
 ({donors.set_index("relation")["share"].idxmin()}).""")
 
 # %% [markdown]
