@@ -239,7 +239,7 @@ def test_balance_is_counted_per_fact():
     rows = [
         *[row("d1", "definitional", "x", 1)] * 3,  # three wordings of one fact count once
         row("d2", "definitional", "y", 4, match="other length"),
-        row("a1", "associative", "z", 1),
+        row("a1", "associative", "z", 1, counts=(1, 3)),  # 2 to 4: just alike
         row("a2", "associative", "z", 2, match="kind", counts=(1, 0)),  # 2 to 1: just alike
         row("a3", "associative", "w", 6, counts=(0, 2)),
         row("m1", "definitional", "v", 5, arm="made-up"),
