@@ -15,11 +15,11 @@ from helpers.architectures import layer_count
 from helpers.claims import claimed_sites
 from helpers.config import Items, Patching
 from helpers.crossmodel import cross_model_effects
+from helpers.donors import shuffled_donors
 from helpers.experiment import Selection, in_units_of, measure_effects, select_pairs, shuffled_effects
 from helpers.interactions import all_layers, joint_effects, top_heads
 from helpers.metrics import with_effects
 from helpers.models import untrained_twin
-from helpers.pairs import shuffled_donors
 from helpers.patching import measure_runs, sweep_sets
 from helpers.streams import direct_attribution, run_distances
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import random
 import re
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
@@ -55,6 +56,7 @@ FILLERS = (
     "The sample was small, and {n} files were lost.",
     "Further work is needed.",
 )
+WORD = re.compile(r"\w+")
 PLACES = ("one hospital", "two hospitals", "a regional clinic", "a rural practice", "an outpatient unit", "the north")
 
 
@@ -139,11 +141,16 @@ def embedded_corpus(folder: Path, *, facts_per_relation: int | None, facts_per_r
 
 
 def chosen_facts(folder: Path, facts_per_relation: int | None) -> list[Fact]:
-    """All real facts, or the first `facts_per_relation` of each relation for a quick run."""
-    chosen, count = [], {}
-    for fact in load_facts(folder):
-        count[fact.relation] = count.get(fact.relation, 0) + 1
-        if facts_per_relation is None or count[fact.relation] <= facts_per_relation:
+    """The real facts that a corpus teaches: all, or the first of each relation for a quick run."""
+    return first_facts(load_facts(folder), facts_per_relation)
+
+
+def first_facts(facts: Iterable[Fact], per_relation: int | None) -> list[Fact]:
+    """The first so many facts of each relation, in their order; all where that is None."""
+    chosen, count = [], Counter()
+    for fact in facts:
+        count[fact.relation] += 1
+        if per_relation is None or count[fact.relation] <= per_relation:
             chosen.append(fact)
     return chosen
 
@@ -224,6 +231,21 @@ def count_mentions(texts: Iterable[str], terms: Sequence[str]) -> dict[str, int]
     return {
         term: sum(len(re.findall(rf"\b{re.escape(term)}s?\b", text, re.IGNORECASE)) for text in texts) for term in terms
     }
+
+
+def count_phrases(texts: Iterable[str], phrases: Iterable[str]) -> dict[str, int]:
+    """How often each of many phrases occurs, as whole words in any case, whatever stands between them; one pass."""
+    words = {phrase: tuple(WORD.findall(phrase.casefold())) for phrase in phrases}
+    beginning: dict[str, list[tuple[str, ...]]] = {}
+    for sought in set(words.values()):
+        beginning.setdefault(sought[0] if sought else "", []).append(sought)
+    found: Counter[tuple[str, ...]] = Counter()
+    for text in texts:
+        said = WORD.findall(text.casefold())
+        for place, word in enumerate(said):
+            for sought in beginning.get(word, ()):
+                found[sought] += tuple(said[place : place + len(sought)]) == sought
+    return {phrase: found[sought] for phrase, sought in words.items()}
 
 
 def collect(settings: Corpus, paths: Paths, target: Path, *, progress=None) -> dict[str, int]:

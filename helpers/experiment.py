@@ -13,8 +13,9 @@ import pandas as pd
 
 from helpers.answers import ANSWER_LOG_PROBABILITY, measure_answers, sweep_answers
 from helpers.config import Items, Patching
+from helpers.donors import shuffled_donors, symmetric_replacement
 from helpers.metrics import normalise, with_effects
-from helpers.pairs import PromptPair, shuffled_donors, symmetric_replacement
+from helpers.pairs import PromptPair
 from helpers.patching import measure_runs, sweep
 
 EFFECTS = ["pair", "component", "layer", "position", "role", "head", "direction", "metric", "numerator", "denominator"]

@@ -35,8 +35,19 @@ class KnowledgeError(ValueError):
 
 
 @dataclass(frozen=True)
+class Evidence:
+    """Where a mined fact is stated: record, sentence, the pattern that found it, and the characters in the abstract."""
+
+    pmid: str
+    sentence: str
+    pattern: str
+    subject_span: tuple[int, int]
+    answer_span: tuple[int, int]
+
+
+@dataclass(frozen=True)
 class Fact:
-    """One fact; `kind` is definitional or associative, `arm` is real, made-up, or base."""
+    """One fact; `kind` is definitional or associative, `arm` is real, made-up, or base; mined ones have `evidence`."""
 
     fact_id: str
     kind: str
@@ -46,6 +57,7 @@ class Fact:
     answer_type: str
     arm: str
     source: str
+    evidence: Evidence | None = None
 
 
 @dataclass(frozen=True)

@@ -3,19 +3,12 @@
 Patching copies an activation from one prompt to the same position of the other, so a pair is only worth making when
 position means the same in both. Everything that could break this quietly is an error here, with both prompts printed
 token by token.
-
-Corruption is symmetric token replacement (STR; Zhang & Nanda, arXiv 2309.16042, section 2): the corrupted prompt is
-another item's clean prompt, so the model runs on text of the kind it was trained on, and the wrong answer r′ is that
-item's right one.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-
-import pandas as pd
+from dataclasses import dataclass
 
 ROLES = ("prefix", "subject_first", "subject_middle", "subject_last", "relation", "last")
 SUBJECT = ("subject_first", "subject_middle", "subject_last")
@@ -91,8 +84,8 @@ def make_pair(
     a space or a span holds no token, when lengths or the positions of the subjects differ, and for all that PromptPair
     refuses; the message shows the tokens.
     """
-    clean_ids, clean_span = _tokenise(tokenizer, pair_id, clean, clean_subject)
-    corrupted_ids, corrupted_span = _tokenise(tokenizer, pair_id, corrupted, corrupted_subject)
+    clean_ids, clean_span = tokenise(tokenizer, pair_id, clean, clean_subject)
+    corrupted_ids, corrupted_span = tokenise(tokenizer, pair_id, corrupted, corrupted_subject)
     both = (
         f"\n  clean     ({len(clean_ids)}): {_show(tokenizer, clean_ids)}"
         f"\n  corrupted ({len(corrupted_ids)}): {_show(tokenizer, corrupted_ids)}"
@@ -106,8 +99,8 @@ def make_pair(
         raise PairError(f"Pair {pair_id}: both prompts are the same tokens; replace the subject in one of them.{both}")
     if clean_span != corrupted_span:
         raise PairError(
-            f"Pair {pair_id}: the subject is at {_range(clean_span)} of the clean prompt and at "
-            f"{_range(corrupted_span)} of the corrupted one; choose a subject that covers the same positions.{both}"
+            f"Pair {pair_id}: the subject is at {token_range(clean_span)} of the clean prompt and at "
+            f"{token_range(corrupted_span)} of the corrupted one; choose a subject at the same positions.{both}"
         )
     answer_ids, foil_ids = answer_tokens(tokenizer, answer), answer_tokens(tokenizer, foil)
     if answer_ids and foil_ids and answer_ids[0] == foil_ids[0]:
@@ -117,81 +110,6 @@ def make_pair(
         )
     roles = token_roles(len(clean_ids), subject=clean_span)
     return PromptPair(pair_id, clean_ids, corrupted_ids, answer_ids, foil_ids, roles, donor_id)
-
-
-def symmetric_replacement(items: pd.DataFrame, tokenizer, *, seed: int) -> tuple[list[PromptPair], pd.DataFrame]:
-    """Pair every item with the prompt of a donor item: symmetric token replacement.
-
-    `items` has the columns item_id, relation, wording_id, prompt, subject, subject_start (characters), answer. The
-    donor is drawn among the rows of the same relation and wording whose prompt has as many tokens, whose subject covers
-    the same positions, and whose subject and first answer token are others; one donor may serve several items. The draw
-    depends on seed, item, wording and candidate only, never on the order of the rows. Returns the pairs, sorted by
-    item_id and wording_id and named "item_id/wording_id", and the excluded rows with the columns item_id, wording_id,
-    reason. Raises PairError when a column is missing or an item stands twice in one wording.
-    """
-    needed = ["item_id", "relation", "wording_id", "prompt", "subject", "subject_start", "answer"]
-    if missing := [column for column in needed if column not in items.columns]:
-        raise PairError(
-            f"The items have no column {', '.join(missing)}; symmetric replacement needs {', '.join(needed)}."
-        )
-    rows = items[needed].sort_values(["item_id", "wording_id"], kind="stable").to_dict("records")
-    groups: dict[tuple[str, str], list[dict]] = {}
-    for row in rows:
-        row["ids"], row["span"] = _tokenise(tokenizer, _pair_id(row), row["prompt"], _subject_span(row))
-        row["first"] = answer_tokens(tokenizer, row["answer"])[:1]
-        groups.setdefault((row["relation"], row["wording_id"]), []).append(row)
-    identifiers = [_pair_id(row) for row in rows]
-    if (
-        twice := {name for name in identifiers if identifiers.count(name) > 1}
-        if len(set(identifiers)) < len(rows)
-        else ()
-    ):
-        raise PairError(f"{min(twice)} stands more than once among the items: keep one row per item and wording.")
-    pairs, excluded = [], []
-    for row in rows:
-        candidates, reason = _candidates(row, groups[row["relation"], row["wording_id"]])
-        if not candidates:
-            excluded.append({"item_id": row["item_id"], "wording_id": row["wording_id"], "reason": reason})
-            continue
-        donor = min(candidates, key=lambda other: _draw(seed, row["item_id"], row["wording_id"], other["item_id"]))
-        pairs.append(
-            make_pair(
-                tokenizer,
-                pair_id=_pair_id(row),
-                clean=row["prompt"],
-                corrupted=donor["prompt"],
-                answer=row["answer"],
-                foil=donor["answer"],
-                clean_subject=_subject_span(row),
-                corrupted_subject=_subject_span(donor),
-                donor_id=donor["item_id"],
-            )
-        )
-    return pairs, pd.DataFrame(excluded, columns=["item_id", "wording_id", "reason"])
-
-
-def shuffled_donors(pairs: Sequence[PromptPair], *, seed: int) -> list[PromptPair]:
-    """The null of denoising: every pair with the clean prompt of an unrelated pair in the place of its own.
-
-    Answer, foil and corrupted prompt stay, and so does the name: what such a patch "recovers" is not the answer, it is
-    what the loss of the wrong answer is worth. The stranger has the same roles, differs from the clean prompt at the
-    subject only, and its answer begins neither as the pair's answer nor as its foil. Pairs without one are left out.
-    """
-
-    def frame(pair: PromptPair) -> tuple:
-        return pair.roles, *(t for t, role in zip(pair.clean, pair.roles, strict=True) if role not in SUBJECT)
-
-    alike: dict[tuple, list[PromptPair]] = {}
-    for pair in pairs:
-        alike.setdefault(frame(pair), []).append(pair)
-    shuffled = []
-    for pair in pairs:
-        taken = (pair.answer[0], pair.foil[0])
-        strangers = [other for other in alike[frame(pair)] if other.answer[0] not in taken]
-        if strangers:
-            stranger = min(strangers, key=lambda other: _draw(seed, pair.pair_id, other.pair_id))
-            shuffled.append(replace(pair, clean=stranger.clean, donor_id=stranger.pair_id))
-    return shuffled
 
 
 def bucket_by_length(pairs: Iterable[PromptPair]) -> dict[int, list[PromptPair]]:
@@ -216,9 +134,7 @@ def answer_tokens(tokenizer, answer: str) -> tuple[int, ...]:
     return tuple(tokenizer(f" {answer}", add_special_tokens=False)["input_ids"])
 
 
-def _tokenise(
-    tokenizer, pair_id: str, prompt: str, subject: tuple[int, int]
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def tokenise(tokenizer, pair_id: str, prompt: str, subject: tuple[int, int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Token ids of a prompt, and the positions whose characters overlap the subject.
 
     Overlap of characters is the one rule that holds for byte-level BPE: a token may bring the space before the subject,
@@ -242,45 +158,8 @@ def _tokenise(
     return ids, span
 
 
-def _candidates(row: dict, group: list[dict]) -> tuple[list[dict], str]:
-    """Rows that may replace `row`'s subject, or an empty list and the first condition that none of them met."""
-    where = f"of relation {row['relation']!r} in wording {row['wording_id']!r}"
-    conditions = (
-        (lambda other: other["subject"] != row["subject"], f"there is no other subject {where}"),
-        (
-            lambda other: len(other["ids"]) == len(row["ids"]),
-            f"no other prompt {where} has {len(row['ids'])} tokens",
-        ),
-        (
-            lambda other: other["span"] == row["span"],
-            f"no other subject {where} covers {_range(row['span'])} of {len(row['ids'])}",
-        ),
-        (
-            lambda other: other["first"] != row["first"],
-            f"every donor's answer {where} begins with the same token as {row['answer']!r}",
-        ),
-    )
-    for holds, reason in conditions:
-        group = [other for other in group if holds(other)]
-        if not group:
-            return [], reason
-    return group, ""
-
-
-def _draw(seed: int, *names: str) -> bytes:
-    """A random rank that only the seed and the names decide: the least one among the candidates wins."""
-    return hashlib.sha256("|".join(map(str, (seed, *names))).encode()).digest()
-
-
-def _pair_id(row: dict) -> str:
-    return f"{row['item_id']}/{row['wording_id']}"
-
-
-def _subject_span(row: dict) -> tuple[int, int]:
-    return int(row["subject_start"]), int(row["subject_start"]) + len(row["subject"])
-
-
-def _range(span: Sequence[int]) -> str:
+def token_range(span: Sequence[int]) -> str:
+    """Token positions in words."""
     return f"tokens {span[0]} to {span[-1]}" if len(span) > 1 else f"token {span[0]}"
 
 

@@ -20,6 +20,7 @@ from helpers.config import ROOT, Paths, Profile, section
 
 LOCK = "requirements.lock"
 KNOWLEDGE = ("knowledge.csv", "wordings.yaml")
+LABELS = ("mined_spans.csv",)
 BASE_MODEL = ("models/base",)
 WITHOUT_FOLDER = ("embedded", "random")  # values of model.name_or_path that name no folder
 
@@ -64,7 +65,7 @@ STAGES = (
         "01_data_collection",
         sections=("corpus", "model", "items"),
         outputs=("corpus", "card", "items"),
-        embedded=KNOWLEDGE + BASE_MODEL,
+        embedded=KNOWLEDGE + LABELS + BASE_MODEL,
         budget_minutes=0.5,
     ),
     Stage(

@@ -30,8 +30,10 @@ from helpers.artifacts import write_json, write_table
 from helpers.config import Paths, load_profile
 from helpers.corpus import collect, count_mentions, fact_exposures, read_corpus, read_plan, training_texts
 from helpers.datacard import LICENCE, STUDY_RECORDS, by_year, common, mention_table, outline, reach, rule_table
+from helpers.donors import donor_table
 from helpers.figures import save_figure
 from helpers.items import balance_table, collect_items, taught_items
+from helpers.mining import mine, outcome_table, precision_table, read_labels
 from helpers.models import load_base_tokenizer
 from helpers.progress import step
 from helpers.report import paragraph, percent, save_findings, table
@@ -128,20 +130,56 @@ else:
 paragraph(cap)
 
 # %% [markdown]
+# ## What the abstracts state
+#
+# Abstracts that were collected are also what is asked about: definitions of abbreviations and terms, associations, and
+# causes are mined from their sentences, by patterns and word lists, and what is not certain is left out.
+
+# %%
+if planned:
+    mined = mine(corpus)
+    checked = precision_table(read_labels(paths.embedded), mined.facts)
+    table(outcome_table(mined.statements))
+    table(checked)
+    whole = checked[checked["pattern"] == "all"]
+    right = "; ".join(
+        f"of {row.checked} {row.kind} ones {row.right} are right ({row.precision:.2f} [{row.low:.2f}, {row.high:.2f}])"
+        for row in whole.itertuples()
+    )
+    stated = f"""{len(mined.statements):,} statements were found and {len(mined.facts):,} kept as facts, each with its
+        PMID and sentence. Statements drawn at random from another corpus, PubMedQA's abstracts, were read by hand:
+        {right}. No abstract says a fact in our wordings, so of mined items those called seen are not read either."""
+else:
+    mined = None
+    stated = """Nothing was mined: no abstract was collected, and the items are those of the embedded knowledge base.
+        The records say them in the wordings called seen."""
+paragraph(stated)
+
+# %% [markdown]
 # ## The items
 #
-# An item is one question of epileptology, whatever domain was collected, with its answer and a foil: a wrong answer of
-# the same kind, of the same token length where there is one, which begins with another token. *Definitional* items ask
-# what a term means, *associative* ones what goes with it, causes it or treats it. Every item is asked in several
-# wordings. Fine-tuning reads some of them; the others are held out, one group for early stopping and one that is asked
-# once, at the end. A fifth of the items is set aside as exploratory before anything has been looked at.
+# An item is one question with its answer and a foil: a wrong answer of the same kind, of the same token length where
+# there is one, of the nearest frequency in the texts, which begins with another token. *Definitional* items ask what a
+# term means, *associative* ones what goes with it, causes it or treats it. Every item is asked in several wordings, in
+# three groups: seen, one for early stopping, and one that is asked once, at the end. A fifth of the items is set aside
+# as exploratory before anything has been looked at.
 
 # %%
 tokenizer = load_base_tokenizer(profile.model, paths)
-items = collect_items(profile.corpus, profile.items, paths, tokenizer)
+facts = mined and mined.facts
+items = collect_items(profile.corpus, profile.items, paths, tokenizer, records=corpus, mined=facts)
 write_table(outputs[1], items)
 sample = items[items["group"] == "seen"].drop_duplicates("item_id").groupby("relation").head(2)
 table(sample[["item_id", "kind", "arm", "prompt", "answer", "foil"]])
+
+# %%
+donors = donor_table(taught_items(items, seed=0), tokenizer)
+table(donors)
+alike = donors["pairs"].sum() - donors["differing"].sum()
+paragraph(f"""Patching needs pairs: two items of one relation, asked in one wording, whose prompts are equally long and
+whose subjects stand at the same positions. Of {donors["pairs"].sum():,} such pairs {alike:,} are of no use, because
+their answers begin with the same token; the least share of useful ones is {100 * donors["share"].min():.1f} %
+({donors.set_index("relation")["share"].idxmin()}).""")
 
 # %% [markdown]
 # ## Are the two kinds comparable?

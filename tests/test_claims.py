@@ -218,7 +218,9 @@ def published_sweep_of(group: str, network: str, shift: float, clean=(3.0, 1.0),
         for place, value in recovered[item].items():
             part, layer = place.split(".")
             for module in ("c_attn" if part == "attn" else "c_fc", "c_proj"):
-                site, own = f"transformer.h.{layer}.{part}.{module}", value + shift if item not in broken else math.nan
+                other = 0.0 if module == "c_proj" else 7.0  # in a network they are equal; here they tell which is read
+                site, own = f"transformer.h.{layer}.{part}.{module}", value + shift + other
+                own = math.nan if item in broken else own
                 rows.append({"item": item, "site": site, "recovery": own, "clean": ends})
         rows.append({"item": item, "site": "lm_head", "recovery": 1.0, "clean": ends})
         rows.append({"item": item, "site": "transformer.ln_f", "recovery": 77.0, "clean": ends})

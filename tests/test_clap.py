@@ -20,9 +20,9 @@ from helpers.clap import (
     measure_tuned,
 )
 from helpers.config import Items, Patching
+from helpers.donors import shuffled_donors
 from helpers.experiment import EFFECTS, measure_effects, select_pairs
 from helpers.models import untrained_twin
-from helpers.pairs import shuffled_donors
 
 LAYERS, HEADS = 2, 2
 DIRECTIONS = ("denoising", "noising")

@@ -22,6 +22,7 @@ from helpers.corpus import (
     chosen_facts,
     collect,
     count_mentions,
+    count_phrases,
     embedded_corpus,
     embedded_records,
     fact_exposures,
@@ -197,6 +198,13 @@ def test_mentions_are_whole_words_with_their_plural():
     assert count_mentions(texts, ("epilepsy", "EEG", "seizure")) == {"epilepsy": 2, "EEG": 3, "seizure": 2}
     assert count_mentions(iter(["a.b aXb a.bs"]), ("a.b",)) == {"a.b": 2}
     assert count_mentions([], ("EEG",)) == {"EEG": 0}
+
+
+def test_phrases_are_counted_in_any_case_and_whole():
+    texts = ["A red fox, a RED-fox; redfox, red foxes.", "Red fox red\nfox", "β-red fox α"]
+    expected = {"red fox": 5, "fox": 5, "Fox Red": 1, "β-red": 1, "wolf": 0}
+    assert count_phrases(texts, expected) == expected
+    assert count_phrases([], ["fox"]) == {"fox": 0} and count_phrases(texts, []) == {}
 
 
 def test_an_empty_corpus_is_refused(tmp_path):

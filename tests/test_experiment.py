@@ -12,6 +12,7 @@ from words import word_tokenizer
 
 from helpers.answers import ANSWER_LOG_PROBABILITY
 from helpers.config import Items, Patching
+from helpers.donors import shuffled_donors
 from helpers.experiment import (
     EFFECTS,
     ROLE_ORDER,
@@ -24,7 +25,7 @@ from helpers.experiment import (
     select_pairs,
     shuffled_effects,
 )
-from helpers.pairs import ROLES, shuffled_donors
+from helpers.pairs import ROLES
 
 DIRECTIONS = ("denoising", "noising")
 SUBJECTS = ("w11", "w12", "w13", "w14", "w15 w16", "w17 w18", "w21 w22 w23")

@@ -8,7 +8,9 @@ import pytest
 from toy import ROOT
 
 from helpers.config import Paths, load_profile
+from helpers.corpus import embedded_corpus
 from helpers.items import (
+    Foil,
     ItemError,
     balance_table,
     build_items,
@@ -18,6 +20,7 @@ from helpers.items import (
     watched_items,
 )
 from helpers.knowledge import Fact, load_facts, load_wordings, made_up_facts
+from helpers.mining import mine
 from helpers.models import load_tokenizer
 from helpers.published import PUBLISHED_ITEMS, describe_items
 
@@ -37,8 +40,13 @@ def real():
 
 
 @pytest.fixture(scope="module")
-def items(tokenizer):
-    return collect_items(PROFILE.corpus, PROFILE.items, PATHS, tokenizer)
+def records():
+    return embedded_corpus(PATHS.embedded, facts_per_relation=None, facts_per_record=3, repeats=1, seed=0)
+
+
+@pytest.fixture(scope="module")
+def items(tokenizer, records):
+    return collect_items(PROFILE.corpus, PROFILE.items, PATHS, tokenizer, records=records, mined=None)
 
 
 class Words:
@@ -64,18 +72,18 @@ def test_every_real_fact_has_a_foil_of_its_kind_and_length(real, tokenizer):
     answers = {kind: {f.answer for f in real if f.kind == kind} for kind in ("definitional", "associative")}
     assert foils.keys() == {f.fact_id for f in real}
     for f in real:
-        foil, match = foils[f.fact_id]
-        assert match != "other length"
-        assert foil in answers[f.kind] and foil != f.answer
-        assert length(tokenizer, foil) == length(tokenizer, f.answer)
+        foil = foils[f.fact_id]
+        assert foil.match != "other length"
+        assert foil.text in answers[f.kind] and foil.text != f.answer
+        assert length(tokenizer, foil.text) == length(tokenizer, f.answer)
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_foil_is_told_from_the_answer_by_its_first_token(real, tokenizer, seed):
     for facts in (real, made_up_facts(0), made_up_facts(1)):
-        for name, (foil, _) in choose_foils(facts, tokenizer, seed=seed).items():
+        for name, foil in choose_foils(facts, tokenizer, seed=seed).items():
             answer = next(f.answer for f in facts if f.fact_id == name)
-            first, other = (tokenizer(f" {text}")["input_ids"][0] for text in (answer, foil))
+            first, other = (tokenizer(f" {text}")["input_ids"][0] for text in (answer, foil.text))
             assert first != other
 
 
@@ -108,7 +116,44 @@ def test_the_nearest_foil_is_preferred(others, expected):
     facts = [fact("x0", "right answer"), *(fact(name, answer, **more) for name, answer, more in others)]
     facts.append(fact("x9", "wrong kind", kind="definitional", relation="definition"))
     facts.append(fact("x8", "other kind", kind="definitional", relation="definition"))
-    assert choose_foils([*facts, fact("y", "right enough")], Words(), seed=0)["x0"] == expected
+    foil = choose_foils([*facts, fact("y", "right enough")], Words(), seed=0)["x0"]
+    assert (foil.text, foil.match) == expected
+
+
+def test_among_equals_the_foil_nearest_in_log_frequency_is_taken():
+    facts = [fact(f"x{n}", answer) for n, answer in enumerate(("old cat", "new dog", "red fox", "big cow", "old hen"))]
+    counts = {"old cat": 9, "new dog": 1, "red fox": 18, "big cow": 4, "old hen": 9}
+    chosen = {name: (foil.text, foil.count, foil.answer_count) for name, foil in foils_by(facts, counts).items()}
+    assert chosen["x0"] == ("red fox", 18, 9), "19/10 is nearer to 1 than 10/5, and “old hen” begins alike"
+    assert chosen["x1"] == ("big cow", 4, 1) and chosen["x3"] in {("old cat", 9, 4), ("old hen", 9, 4)}
+    counts["big cow"] = 5
+    assert foils_by(facts, counts)["x0"].text == "big cow", "10/6 is nearer than 19/10, though 9 - 5 = 4 < 18 - 9"
+    unseen = choose_foils(facts, Words(), seed=0, counts={})
+    assert {(foil.count, foil.answer_count) for foil in unseen.values()} == {(0, 0)}
+
+
+def foils_by(facts, counts):
+    return choose_foils(facts, Words(), seed=0, counts=counts)
+
+
+def test_length_comes_before_frequency_and_the_nearest_length_before_others():
+    facts = [fact("x0", "right"), fact("x1", "two words"), fact("x2", "three whole words")]
+    counts = {"right": 5, "two words": 500, "three whole words": 5}
+    assert foils_by(facts, counts)["x0"] == Foil("two words", "other length", 500, 5)
+    facts.append(fact("x3", "left"))
+    assert foils_by(facts, counts | {"left": 1000})["x0"] == Foil("left", "type", 1000, 5)
+
+
+def test_equally_frequent_foils_are_drawn_and_not_always_the_same():
+    facts = [fact(f"x{n}", f"a{n} word") for n in range(40)]
+    drawn = [foil.text for foil in choose_foils(facts, Words(), seed=0).values()]
+    assert len(set(drawn)) > 15
+
+
+def test_without_counts_an_answer_is_as_frequent_as_the_facts_that_have_it():
+    facts = [fact(f"x{n}", answer) for n, answer in enumerate(("one", "one", "two", "two", "three"))]
+    foils = choose_foils(facts, Words(), seed=0)
+    assert foils["x0"] == Foil("two", "type", 2, 2) and foils["x4"].answer_count == 1
 
 
 def test_answers_that_all_begin_alike_are_refused():
@@ -178,7 +223,7 @@ def test_the_answers_decide_no_phase(real, tokenizer):
 
 
 def test_balance_is_counted_per_fact():
-    def row(item, kind, answer, tokens, match="type", arm="real"):
+    def row(item, kind, answer, tokens, match="type", arm="real", counts=(3, 3)):
         return {
             "item_id": item,
             "kind": kind,
@@ -187,14 +232,16 @@ def test_balance_is_counted_per_fact():
             "subject_tokens": tokens,
             "answer_tokens": 2 * tokens,
             "foil_match": match,
+            "foil_count": counts[0],
+            "answer_count": counts[1],
         }
 
     rows = [
         *[row("d1", "definitional", "x", 1)] * 3,  # three wordings of one fact count once
         row("d2", "definitional", "y", 4, match="other length"),
-        row("a1", "associative", "z", 1),
-        row("a2", "associative", "z", 2, match="kind"),
-        row("a3", "associative", "w", 6),
+        row("a1", "associative", "z", 1, counts=(1, 3)),  # 2 to 4: just alike
+        row("a2", "associative", "z", 2, match="kind", counts=(1, 0)),  # 2 to 1: just alike
+        row("a3", "associative", "w", 6, counts=(0, 2)),
         row("m1", "definitional", "v", 5, arm="made-up"),
         row("m1", "associative", "v", 5, arm="made-up"),
     ]
@@ -206,11 +253,12 @@ def test_balance_is_counted_per_fact():
         "exposures",
         "distinct_answers",
         "foils_of_same_length",
+        "foils_alike_in_frequency",
         "facts_per_answer",
     ]
-    assert table.loc[("real", "definitional"), columns].tolist() == [2, 2.5, 5.0, 3.0, 2, 0.5, 1.0]
-    assert table.loc[("real", "associative"), columns].tolist() == [3, 3.0, 6.0, 6.0, 2, 1.0, 1.5]
-    assert table.loc[("made-up", "definitional"), columns].tolist() == [1, 5.0, 10.0, 2.0, 1, 1.0, 1.0]
+    assert table.loc[("real", "definitional"), columns].tolist() == [2, 2.5, 5.0, 3.0, 2, 0.5, 1.0, 1.0]
+    assert table.loc[("real", "associative"), columns].tolist() == [3, 3.0, 6.0, 6.0, 2, 1.0, 2 / 3, 1.5]
+    assert table.loc[("made-up", "definitional"), columns].tolist() == [1, 5.0, 10.0, 2.0, 1, 1.0, 1.0, 1.0]
     unknown = balance_table(pd.DataFrame(rows), {})
     assert unknown["exposures"].isna().all(), "of collected abstracts nobody knows what they say: that is not never"
     assert len(table) == 4
@@ -234,10 +282,34 @@ def test_training_watches_every_fact_in_one_wording_of_each_group(items):
     assert watched["item_id"].nunique() == taught_items(items, seed=0)["item_id"].nunique()
 
 
-def test_a_pubmed_corpus_teaches_no_made_up_arm(tokenizer):
-    settings = load_profile("mini", "corpus.source=pubmed corpus.facts_per_relation=8").corpus
-    few = collect_items(settings, PROFILE.items, PATHS, tokenizer)
-    assert set(few["arm"]) == {"real"} and few["item_id"].nunique() == 32
+def test_a_pubmed_corpus_is_asked_what_it_states_and_nothing_made_up(tokenizer):
+    stated = [
+        "Atopic eczema (AE) itches.",
+        "Focal seizure (FS) ends.",
+        "Obesity is linked to pain. Salt is linked to thirst.",
+    ]
+    records = pd.DataFrame({"pmid": ["7", "8", "9"], "title": [None, "On AE", "On FS"], "abstract": stated})
+    settings = load_profile("mini", "corpus.source=pubmed").corpus
+    mined = mine(records).facts
+    asked = collect_items(settings, PROFILE.items, PATHS, tokenizer, records=records, mined=mined)
+    assert set(asked["arm"]) == {"real"} and asked["variant"].isna().all() and not asked["prompt"].duplicated().any()
+    row = asked[asked["wording_id"] == "definition-seen-0"].set_index("pmid").loc["7"]
+    assert row["prompt"] == "In this report, AE denotes" and (row["answer"], row["pattern"]) == (
+        "atopic eczema",
+        "abbreviation",
+    )
+    assert (row["sentence"], row["answer_count"], row["foil"]) == (stated[0], 1, "focal seizure")
+    few = load_profile("mini", "corpus.source=pubmed corpus.facts_per_relation=1").corpus
+    with pytest.raises(ItemError, match="collect more abstracts"):
+        collect_items(few, PROFILE.items, PATHS, tokenizer, records=records, mined=mined)
+
+
+def test_embedded_facts_have_no_evidence_and_their_answers_are_counted(items, records):
+    assert items[["pmid", "sentence", "pattern"]].isna().all(axis=None)
+    assert (items["answer_count"] > 0).all() and (items["foil_count"] > 0).all()
+    row = items[items["arm"] == "real"].iloc[0]
+    texts = (records["title"] + " | " + records["abstract"]).str.casefold()
+    assert row["answer_count"] == sum(text.count(row["answer"].casefold()) for text in texts)
 
 
 @pytest.mark.parametrize("item", PUBLISHED_ITEMS, ids=lambda item: item.name)

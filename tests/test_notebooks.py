@@ -7,7 +7,7 @@ import pytest
 from toy import HEADER, PARAMETERS, ROOT
 
 from helpers.notebooks import NotebookError, parameter_names, read_source
-from helpers.stages import BASE_MODEL, KNOWLEDGE, STAGES, Stage
+from helpers.stages import BASE_MODEL, KNOWLEDGE, LABELS, STAGES, Stage
 
 CELLS, CODE_LINES, FUNCTION_LINES = 25, 150, 10
 SHARED_FOLDERS = ("findings",)
@@ -18,6 +18,7 @@ EMBEDDED = {
     "base_folder": BASE_MODEL,
     "collect": KNOWLEDGE,
     "collect_items": KNOWLEDGE,
+    "read_labels": LABELS,
 }
 
 
