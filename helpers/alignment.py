@@ -25,14 +25,13 @@ def align(tokenizer, clean: str, corrupted: str) -> pd.DataFrame:
     the position is <NA> and the text is null.
     """
     ids = [tokenizer(prompt)["input_ids"] for prompt in (clean, corrupted)]
-    places = pd.DataFrame(_places(*ids), columns=["position", "corrupted_position"], dtype="Int64")
-    table = places.copy()
-    for name, column, tokens in zip(("clean", "corrupted"), places, ids, strict=True):
-        table[name] = places[column].map(dict(enumerate(token_texts(tokenizer, tokens))))
-    table["same"] = [
-        not pd.isna(i) and not pd.isna(j) and ids[0][i] == ids[1][j] for i, j in places.itertuples(index=False)
-    ]
-    return table
+    table = pd.DataFrame(_places(*ids), columns=["position", "corrupted_position"], dtype="Int64")
+    places = [[None if pd.isna(place) else int(place) for place in table[column]] for column in table]
+    for name, positions, tokens in zip(("clean", "corrupted"), places, ids, strict=True):
+        texts = token_texts(tokenizer, tokens)
+        table[name] = pd.Series([None if i is None else texts[i] for i in positions], dtype="str")
+    table["same"] = [None not in (i, j) and ids[0][i] == ids[1][j] for i, j in zip(*places, strict=True)]
+    return table.astype({"same": bool})
 
 
 def visible(token: str) -> str:

@@ -99,7 +99,7 @@ def save_figure(
 
 
 def preview(table: pd.DataFrame, *, drawing: str, plumbing: bool, **options) -> bytes:
-    """The png that `save_figure` would write of this table, for the screen alone: nothing is saved."""
+    """The picture that `save_figure` would keep of this table, as png for the screen: nothing is saved."""
     buffer = io.BytesIO()
     with _drawn(table, {"drawing": drawing, "options": options, "plumbing": plumbing}) as figure:
         figure.savefig(buffer, format="png", **TRIMMED)

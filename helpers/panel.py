@@ -43,15 +43,15 @@ EXAMPLE = {
 # JupyterLab's own colours, light and dark, and plain ones elsewhere.
 STYLE = """<style>
 .clap-tokens {display: flex; flex-wrap: wrap; row-gap: 8px; font-family: var(--jp-code-font-family, monospace)}
-.clap-tokens div {border-right: 1px solid var(--jp-border-color2, #ccc); text-align: center; line-height: 1.45}
-.clap-tokens span {display: block; padding: 0 6px; white-space: pre; min-height: 1.45em}
+.clap-tokens div {border-right: 1px solid var(--jp-border-color2, #ccc); text-align: center}
+.clap-tokens span {display: block; padding: 0 6px; white-space: pre; height: 20px; line-height: 20px}
 .clap-tokens .small {font-size: 80%; opacity: 0.7; font-family: var(--jp-ui-font-family, sans-serif)}
 .clap-tokens .other {background: rgba(213, 94, 0, 0.25)}
 .clap-tokens .gap {background: repeating-linear-gradient(45deg, rgba(213, 94, 0, 0.45) 0 4px, transparent 4px 8px)}
 .clap-note {border-left: 3px solid #0072b2; padding: 2px 10px; margin: 2px 0; line-height: 1.45}
 .clap-note.wrong {border-color: #d55e00}
 .clap-table {border-collapse: collapse; margin: 4px 0}
-.clap-table td, .clap-table th {padding: 1px 12px 1px 0; text-align: left}
+.clap-table td, .clap-table th {padding: 3px 12px 3px 0; text-align: left; line-height: 1.35; vertical-align: top}
 </style>"""
 
 
@@ -67,20 +67,19 @@ class Panel:
         self.paths = paths
         self.models: dict[str, tuple] = {}
         self.finding: Finding | None = None
-        wide = {"layout": widgets.Layout(width="49%"), "style": {"description_width": "70px"}}
-        narrow = {"layout": widgets.Layout(width="24.4%"), "style": {"description_width": "70px"}}
+        wide = {"layout": widgets.Layout(width="49%"), "style": {"description_width": "80px"}}
         texts = {name: widgets.Textarea(EXAMPLE[name], description=name, rows=2, **wide) for name in EXAMPLE}
         texts |= {name: widgets.Text(EXAMPLE[name], description=name, **wide) for name in ("answer", "foil")}
         choices = {"component": COMPONENTS, "direction": DIRECTIONS, "metric": METRICS}
         self.inputs = texts | {
             "model": widgets.Combobox(
                 value="embedded", options=known_models(paths), placeholder="folder, or owner/name@revision",
-                description="model", ensure_option=False, **narrow,
+                description="model", ensure_option=False, **wide,
             )
         }  # fmt: skip
         for name, options in choices.items():
             spoken_options = [(spoken(option) if name == "metric" else option, option) for option in options]
-            self.inputs[name] = widgets.Dropdown(options=spoken_options, description=name, **narrow)
+            self.inputs[name] = widgets.Dropdown(options=spoken_options, description=name, **wide)
         self.run = widgets.Button(description="Run", button_style="primary")
         self.save_item = widgets.Button(description="Save item", disabled=True)
         self.save_figure = widgets.Button(description="Save figure", disabled=True)
@@ -93,7 +92,7 @@ class Panel:
         self.run.on_click(lambda _: self._answer())
         self.save_item.on_click(lambda _: self._keep("item"))
         self.save_figure.on_click(lambda _: self._keep("figure"))
-        rows = [list(self.inputs)[start:stop] for start, stop in ((0, 2), (2, 4), (4, 8))]
+        rows = [list(self.inputs)[start:stop] for start, stop in ((0, 2), (2, 4), (4, 6), (6, 8))]
         boxes = [widgets.HBox([self.inputs[name] for name in row]) for row in rows]
         buttons = widgets.HBox([self.run, self.save_item, self.save_figure, self.progress, self.status])
         style = widgets.HTML(STYLE)
@@ -200,5 +199,5 @@ def run_table(finding: Finding) -> str:
         words = ", ".join(f"{escape(visible(r.token))} {r.probability:.3f}" for r in likely.itertuples())
         numbers = f"<td>{run.logit_difference:.2f}</td><td>{run.probability:.3f}</td><td>{run.rank:.0f}</td>"
         rows.append(f"<tr><th>{run.run}</th>{numbers}<td>{words}</td></tr>")
-    heads = ("run, un-patched", "logit difference", "P(answer)", "rank of answer", "likeliest next tokens")
+    heads = ("run, un-patched", "logit difference", "P(answer)", "its rank (0: top)", "likeliest next tokens")
     return f'<table class="clap-table"><tr>{"".join(f"<th>{head}</th>" for head in heads)}</tr>{"".join(rows)}</table>'

@@ -15,7 +15,7 @@ from toy import ROOT
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 TOKEN = "explored"
-SECONDS = 60  # how long a busy machine may take to start a kernel
+SECONDS = 120  # how long a busy machine may take to start a kernel
 QUIET = {"fetchNews": "false", "checkForUpdates": False, "doNotDisturbMode": True}
 
 pytestmark = [
@@ -44,7 +44,9 @@ def address(bundle):
         port = free.getsockname()[1]
     server = {"ip": "127.0.0.1", "port": port, "port_retries": 0, "open_browser": False, "allow_root": True}
     settings = bundle / "jupyter"
-    quiet = settings / "lab" / "user-settings" / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
+    quiet = (
+        settings / "lab" / "user-settings" / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
+    )
     quiet.parent.mkdir(parents=True)
     quiet.write_text(json.dumps(QUIET))
     (settings / "jupyter_server_config.json").write_text(
