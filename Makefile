@@ -39,7 +39,7 @@ test: ## Lint, the notebooks in the smoke profile, and the tests (5 minutes at m
 	"$$python" -m ruff check --quiet .
 	"$$python" -m ruff format --check --quiet .
 	"$$python" -m helpers.execution reproduce --profile smoke
-	exec "$$python" -m pytest -q -n logical --maxprocesses 4 --dist loadfile
+	exec "$$python" -m pytest -q -rs -n logical --maxprocesses 4 --dist loadfile
 
 .PHONY: test-slow
 test-slow: ## The grids that take long, such as kills at random moments
@@ -87,7 +87,7 @@ bench: bench-sweep ## All benchmarks: peers, memory, scaling, parsing, screening
 	exec "$$python" -m benchmarks.training
 
 .PHONY: clean
-clean: ## Remove what was generated; never data/embedded, raw downloads, committed figures, or what explore saved
+clean: ## Remove what was generated; never raw downloads, what explore saved, or what is committed
 	@rm -rf build
 	@for folder in data/*/; do \
 	  [[ "$$folder" = data/@(embedded|explore)/ ]] || find "$$folder" -mindepth 1 -maxdepth 1 -not -name raw -exec rm -rf {} +; \

@@ -192,12 +192,18 @@ def token_columns(table: pd.DataFrame) -> str:
 
 
 def run_table(finding: Finding) -> str:
-    """The un-patched runs as HTML: logit difference, the answer's probability and rank, likeliest next tokens."""
+    """The un-patched runs as HTML: metrics of the answer's first token, and the likeliest next tokens."""
     rows = []
     for run in finding.runs.itertuples():
         likely = finding.likeliest[finding.likeliest["run"] == run.run]
         words = ", ".join(f"{escape(visible(r.token))} {r.probability:.3f}" for r in likely.itertuples())
         numbers = f"<td>{run.logit_difference:.2f}</td><td>{run.probability:.3f}</td><td>{run.rank:.0f}</td>"
         rows.append(f"<tr><th>{run.run}</th>{numbers}<td>{words}</td></tr>")
-    heads = ("run, un-patched", "logit difference", "P(answer)", "its rank (0: top)", "likeliest next tokens")
+    heads = (
+        "run, un-patched",
+        "logit difference",
+        "P(answer’s first token)",
+        "its rank (0: top)",
+        "likeliest next tokens",
+    )
     return f'<table class="clap-table"><tr>{"".join(f"<th>{head}</th>" for head in heads)}</tr>{"".join(rows)}</table>'
