@@ -42,27 +42,17 @@ def visible(token: str) -> str:
 def subject_spans(tokenizer, clean: str, corrupted: str) -> tuple[Span, Span]:
     """The characters (start, stop) of each prompt that hold every token that differs, and what stands between them.
 
-    Both cover the same positions, a multi-byte character that a token begins or ends within included. For prompts of
-    different lengths, and for equal ones, it is the whole of each.
+    A multi-byte character that a token begins or ends within is held whole, in both prompts alike: they share the bytes
+    before and after. For prompts of different lengths, and for equal ones, it is the whole of each.
     """
     encodings = [tokenizer(prompt, return_offsets_mapping=True) for prompt in (clean, corrupted)]
     first_ids, second_ids = (encoding["input_ids"] for encoding in encodings)
     if len(first_ids) != len(second_ids) or first_ids == second_ids:
         return (0, len(clean)), (0, len(corrupted))
     different = [i for i, (a, b) in enumerate(zip(first_ids, second_ids, strict=True)) if a != b]
-    covered = set(different)
-    while True:
-        first, last = min(covered), max(covered)
-        spans = [(e["offset_mapping"][first][0], e["offset_mapping"][last][1]) for e in encodings]
-        grown = covered | {
-            i
-            for encoding, (start, stop) in zip(encodings, spans, strict=True)
-            for i, (begin, end) in enumerate(encoding["offset_mapping"])
-            if begin < end and begin < stop and end > start
-        }
-        if grown == covered:
-            return spans[0], spans[1]
-        covered = grown
+    places = [encoding["offset_mapping"] for encoding in encodings]
+    spans = [(place[different[0]][0], place[different[-1]][1]) for place in places]
+    return spans[0], spans[1]
 
 
 def pair_of_texts(tokenizer, *, clean: str, corrupted: str, answer: str, foil: str) -> PromptPair:

@@ -106,16 +106,19 @@ def test_the_likeliest_tokens_are_the_first_of_the_softmax(gpt2):
 
 
 def test_a_larger_model_says_how_far_it_is_and_finds_the_same(gpt2, monkeypatch):
-    seen, threads = [], torch.get_num_threads()
+    seen = []
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    used = []
+    monkeypatch.setattr(torch, "set_num_threads", used.append)
     at_once = explore(gpt2, WORDS, QUESTION, model_name="tiny", advance=seen.append)
-    assert seen == pytest.approx([0.1, 1.0])
+    assert seen == pytest.approx([0.1, 1.0]) and used == [1, 3]
     monkeypatch.setattr(exploration, "LARGER", 0)
     monkeypatch.setattr(exploration, "STEPS", 2)
     seen.clear()
     in_steps = explore(gpt2, WORDS, QUESTION, model_name="tiny", advance=seen.append)
     assert seen == pytest.approx([0.1, 0.1 + 0.9 * 2 / 3, 1.0])
     pd.testing.assert_frame_equal(in_steps.effects, at_once.effects, rtol=1e-4, atol=1e-5)
-    assert torch.get_num_threads() == threads
+    assert used == [1, 3, 3, 3]
 
 
 def finding_with(clean: float, corrupted: float, *, name: str = "tiny", question: Question = QUESTION):
