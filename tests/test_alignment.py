@@ -2,7 +2,7 @@
 
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from words import word_tokenizer
 
@@ -87,6 +87,15 @@ def test_a_character_of_several_tokens_belongs_to_the_subject_as_a_whole(tokeniz
         ]
     assert len(align(tokenizer, "on é", "on è").query("not same")) == 1  # so that the first of the two is a hard case
     assert not table["clean"].str.contains("\ufffd").any()
+
+
+@given(*[st.text("aéèβ€ n", min_size=1, max_size=6)] * 2)
+def test_characters_of_several_tokens_never_stand_in_the_way_of_a_pair(tokenizer, first, second):
+    clean, corrupted = f"on{first}x denotes", f"on{second}x denotes"
+    table = align(tokenizer, clean, corrupted)
+    assume(not length_differences(table) and clean != corrupted)
+    roles = pair_of(tokenizer, clean, corrupted, "juvenile", "temporal").roles
+    assert all(role.startswith("subject") for role, same in zip(roles, table["same"], strict=True) if not same)
 
 
 def test_white_space_is_made_visible():
