@@ -39,11 +39,15 @@ test: ## Lint, the notebooks in the smoke profile, and the tests (5 minutes at m
 	"$$python" -m ruff check --quiet .
 	"$$python" -m ruff format --check --quiet .
 	"$$python" -m helpers.execution reproduce --profile smoke
-	exec "$$python" -m pytest -q -n logical --maxprocesses 4 --dist loadfile
+	exec "$$python" -m pytest -q -rs -n logical --maxprocesses 4 --dist loadfile
 
 .PHONY: test-slow
 test-slow: ## The grids that take long, such as kills at random moments
 	@$(environment); exec "$$python" -m pytest -q -m slow
+
+.PHONY: test-browser
+test-browser: ## Notebook explore in a real browser against JupyterLab; takes its picture anew
+	@$(environment); SCREENSHOT=notebooks/explore.png exec "$$python" -m pytest -q -rs -n0 -m browser
 
 .PHONY: figures
 figures: ## Redraw every figure of the profile from its saved table
@@ -83,10 +87,10 @@ bench: bench-sweep ## All benchmarks: peers, memory, scaling, parsing, screening
 	exec "$$python" -m benchmarks.training
 
 .PHONY: clean
-clean: ## Remove what was generated; never data/embedded, raw downloads, or committed figures
+clean: ## Remove what was generated; never raw downloads, what explore saved, or what is committed
 	@rm -rf build
 	@for folder in data/*/; do \
-	  [ "$$folder" = data/embedded/ ] || find "$$folder" -mindepth 1 -maxdepth 1 -not -name raw -exec rm -rf {} +; \
+	  [[ "$$folder" = data/@(embedded|explore)/ ]] || find "$$folder" -mindepth 1 -maxdepth 1 -not -name raw -exec rm -rf {} +; \
 	done
-	@find figures -mindepth 1 -maxdepth 1 -not -name mini -exec rm -rf {} +
+	@find figures -mindepth 1 -maxdepth 1 -not -name mini -not -name explore -exec rm -rf {} +
 	@find appendix -mindepth 1 -maxdepth 1 -type d -exec rm -rf {} +

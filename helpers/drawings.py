@@ -151,6 +151,47 @@ def heatmaps(
     return figure
 
 
+def site_map(
+    table: pd.DataFrame,
+    *,
+    title: str,
+    xlabel: str,
+    label: str,
+    x: str = "place",
+    y: str = "layer",
+    value: str = "recovery",
+    limit: float = 1.0,
+) -> Figure:
+    """One value per place and layer, from left to right and upwards, as a colour and, where there is room, a number.
+
+    Numbers that round to 0 are left out. Places whose name holds an arrow, where the prompts differ, stand out. Values
+    beyond ±limit are clipped in colour only.
+    """
+    places, layers = list(dict.fromkeys(table[x].astype(str))), sorted(set(table[y]))
+    grid = table.assign(**{x: table[x].astype(str)}).pivot(index=y, columns=x, values=value)
+    grid = grid.reindex(index=layers, columns=places)
+    size = (COLUMN_WIDTH, 1.5 + 0.26 * len(layers))
+    figure, axis = plt.subplots(figsize=size, layout="constrained")
+    image = axis.imshow(grid, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto", origin="lower")
+    # A dollar sign would begin a formula.
+    names = [place.replace("$", r"\$").replace(" → ", "\n→ ") for place in places]
+    slant = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if max(map(len, places)) > 3 else {}
+    axis.set_xticks(range(len(places)), names, **slant)
+    for tick, place in zip(axis.get_xticklabels(), places, strict=True):
+        if " → " in place:
+            tick.set(color=PALETTE["associative"], fontweight="bold")
+    axis.set_yticks(range(len(layers)), [f"{layer:g}" for layer in layers])
+    if len(places) <= 16:
+        for row, column in np.argwhere((grid.abs() >= 0.005).to_numpy()):
+            number = grid.iat[row, column]
+            ink = "white" if abs(number) > 0.6 * limit else "black"
+            axis.text(column, row, f"{number:.2f}", ha="center", va="center", fontsize=7, color=ink)
+    axis.set(title=title, xlabel=xlabel, ylabel="layer")
+    axis.spines[:].set_visible(False)
+    figure.colorbar(image, label=label, extend="both", aspect=12)
+    return figure
+
+
 def null_bars(
     table: pd.DataFrame,
     *,
@@ -223,7 +264,7 @@ def forest(
     return figure
 
 
-DRAWINGS = {f.__name__: f for f in (bars, curves, intervals, heatmaps, null_bars, forest)}
+DRAWINGS = {f.__name__: f for f in (bars, curves, intervals, heatmaps, site_map, null_bars, forest)}
 
 
 def _panels(count: int, *, columns: int, height: float, sharey: bool = False):

@@ -11,13 +11,15 @@ import argparse
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.figure import Figure
 
 from helpers.artifacts import ArtifactError, read_json, sha256_bytes, sha256_file, sha256_tree, write_bytes, write_json
 from helpers.config import Paths, load_profile
@@ -42,6 +44,7 @@ STYLE = {
 }
 PLUMBING = "plumbing: numbers without meaning"
 UNDATED = {"pdf": {"CreationDate": None}, "svg": {"Date": None}, "png": {}}
+TRIMMED = {"bbox_inches": "tight", "pad_inches": 0.05}
 
 
 class FigureError(ValueError):
@@ -95,6 +98,14 @@ def save_figure(
     return Image(filename=str(paths.figures / f"{name}.png"), width=680, alt=caption)
 
 
+def preview(table: pd.DataFrame, *, drawing: str, plumbing: bool, **options) -> bytes:
+    """The picture that `save_figure` would keep of this table, as png for the screen: nothing is saved."""
+    buffer = io.BytesIO()
+    with _drawn(table, {"drawing": drawing, "options": options, "plumbing": plumbing}) as figure:
+        figure.savefig(buffer, format="png", **TRIMMED)
+    return buffer.getvalue()
+
+
 def redraw(name: str, paths: Paths) -> None:
     """Draw figure NAME again from its saved numbers; raises FigureError when it was never saved."""
     saved = [paths.figures / f"{name}.{suffix}" for suffix in ("json", "csv")]
@@ -113,6 +124,16 @@ def _draw(name: str, paths: Paths, sidecar: dict) -> None:
     _check_drawing(name, sidecar["drawing"])
     table = pd.read_csv(paths.figures / f"{name}.csv", keep_default_na=True)
     os.environ.setdefault("SOURCE_DATE_EPOCH", "0")
+    with _drawn(table, sidecar) as figure:
+        for suffix, metadata in UNDATED.items():
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format=suffix, metadata=metadata, **TRIMMED)
+            write_bytes(paths.figures / f"{name}.{suffix}", buffer.getvalue())
+
+
+@contextmanager
+def _drawn(table: pd.DataFrame, sidecar: dict) -> Iterator[Figure]:
+    """The figure in the house style, marked when it is plumbing, and closed when the block ends."""
     with matplotlib.rc_context():
         sns.set_theme(context="paper", style="ticks", palette=list(PALETTE.values()), rc=STYLE)
         figure = DRAWINGS[sidecar["drawing"]](table, **sidecar["options"])
@@ -120,11 +141,10 @@ def _draw(name: str, paths: Paths, sidecar: dict) -> None:
             figure.text(
                 0.5, 0.5, PLUMBING, ha="center", va="center", rotation=18, fontsize=20, color="#BB0000", alpha=0.35
             )
-        for suffix, metadata in UNDATED.items():
-            buffer = io.BytesIO()
-            figure.savefig(buffer, format=suffix, metadata=metadata, bbox_inches="tight", pad_inches=0.05)
-            write_bytes(paths.figures / f"{name}.{suffix}", buffer.getvalue())
-        matplotlib.pyplot.close(figure)
+        try:
+            yield figure
+        finally:
+            matplotlib.pyplot.close(figure)
 
 
 def _check_drawing(name: str, drawing: str) -> None:

@@ -134,6 +134,12 @@ def answer_tokens(tokenizer, answer: str) -> tuple[int, ...]:
     return tuple(tokenizer(f" {answer}", add_special_tokens=False)["input_ids"])
 
 
+def token_texts(tokenizer, ids: Sequence[int]) -> list[str]:
+    """Each token as text; one that is only a part of a character is shown by its own name."""
+    texts = ((tokenizer.decode([token]), token) for token in ids)
+    return [tokenizer.convert_ids_to_tokens(token) if "\ufffd" in text else text for text, token in texts]
+
+
 def tokenise(tokenizer, pair_id: str, prompt: str, subject: tuple[int, int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Token ids of a prompt, and the positions whose characters overlap the subject.
 
@@ -164,6 +170,4 @@ def token_range(span: Sequence[int]) -> str:
 
 
 def _show(tokenizer, ids: Sequence[int]) -> str:
-    """Tokens as text; one that is only a part of a character is shown by its own name."""
-    texts = ((tokenizer.decode([token]), token) for token in ids)
-    return " | ".join(tokenizer.convert_ids_to_tokens(token) if "\ufffd" in text else text for text, token in texts)
+    return " | ".join(token_texts(tokenizer, ids))

@@ -210,6 +210,7 @@ def test_make_says_what_is_wrong_in_one_sentence():
 
 def test_make_clean_keeps_what_cannot_be_made_again(tmp_path):
     kept = ["data/embedded/knowledge.csv", "data/paper/raw/batch.xml.gz", "figures/mini/a.png", "appendix/a.ipynb"]
+    kept += ["data/explore/items.parquet", "figures/explore/a.png"]
     gone = ["data/paper/corpus/a", "data/mini/.lock", "figures/smoke/a.png", "appendix/smoke/a.ipynb", "build/log"]
     for name in kept + gone:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,7 @@
 """Figures: equal numbers give equal bytes anywhere, redrawing needs the saved files alone, sidecars tell all."""
 
 import hashlib
+import io
 import json
 import os
 import subprocess
@@ -15,8 +16,8 @@ import pytest
 
 from helpers import figures
 from helpers.config import Paths
-from helpers.drawings import DRAWINGS, KINDS, PALETTE, bars, curves, heatmaps, intervals, null_bars
-from helpers.figures import FigureError, redraw, save_figure
+from helpers.drawings import DRAWINGS, KINDS, PALETTE, bars, curves, heatmaps, intervals, null_bars, site_map
+from helpers.figures import FigureError, preview, redraw, save_figure
 
 ROOT = Path(__file__).resolve().parent.parent
 SUFFIXES = ("csv", "json", "pdf", "png", "svg")
@@ -212,6 +213,9 @@ def small_table(drawing: str, facets: int) -> tuple[pd.DataFrame, dict]:
     if drawing == "heatmaps":
         rows = [(f, k, role, layer, 0.1 * layer) for f in names for k in kinds for role in "ab" for layer in (0, 1)]
         return pd.DataFrame(rows, columns=["component", "kind", "role", "layer", "recovery"]), {}
+    if drawing == "site_map":
+        rows = [(f"{number} w", layer, 0.1 * layer) for number in range(facets) for layer in (0, 1)]
+        return pd.DataFrame(rows, columns=["place", "layer", "recovery"]), {"title": "t", "xlabel": "x", "label": "l"}
     assert drawing == "null_bars", "a new drawing needs a table here"
     rows = [
         (f, s, g, v) for f in names for s in "ab" for g, v in (("untrained", 0.1), ("untrained", 9.0), ("base", -5))
@@ -239,7 +243,7 @@ def test_every_drawing_draws_every_facet(drawing, facets, closed):
     figure = DRAWINGS[drawing](table, **options)
     figure.canvas.draw()
     titles = [axis.get_title().split("\n")[0] for axis in figure.axes]
-    wanted = [] if drawing == "forest" else [f"facet {number}" for number in range(facets)]
+    wanted = [] if drawing in ("forest", "site_map") else [f"facet {number}" for number in range(facets)]
     assert [title for title in titles if title.startswith("facet")] == wanted
 
 
@@ -309,3 +313,36 @@ def test_values_beyond_the_axis_are_triangles_at_its_edge(closed):
     figure = null_bars(pd.DataFrame(rows, columns=["item", "site", "group", "recovery"]), xlabel="x", limit=3.0)
     points = {line.get_marker(): line.get_xdata()[0] for line in figure.axes[0].lines if line.get_marker() in "<o>"}
     assert points == {"<": -3.0, "o": 0.5, ">": 3.0}
+
+
+def test_a_site_map_puts_each_number_in_its_cell_and_marks_where_the_prompts_differ(closed):
+    rows = [("0 $a", 1, 0.25), ("1 b → $c", 0, -1.5), ("0 $a", 0, 0.001), ("1 b → $c", 1, np.nan)]
+    table = pd.DataFrame(rows, columns=["place", "layer", "recovery"])
+    figure = site_map(table, title="a title", xlabel="token", label="share")
+    axis = figure.axes[0]
+    np.testing.assert_allclose(axis.images[0].get_array().filled(np.nan), [[0.001, -1.5], [0.25, np.nan]])
+    assert axis.images[0].get_clim() == (-1, 1)
+    # (column, row): what rounds to 0, and what is undefined, has no number.
+    assert {text.get_position(): text.get_text() for text in axis.texts} == {(1, 0): "-1.50", (0, 1): "0.25"}
+    ticks = axis.get_xticklabels()
+    assert [tick.get_text() for tick in ticks] == [r"0 \$a", "1 b\n→ \\$c"]
+    assert [tick.get_fontweight() for tick in ticks] == ["normal", "bold"]
+    figure.canvas.draw()  # two dollar signs are no formula
+
+
+def test_a_wide_site_map_has_no_numbers_and_heads_keep_their_order(closed):
+    table = pd.DataFrame({"place": range(17), "layer": 0, "recovery": 1.0})
+    axis = site_map(table, title="", xlabel="head", label="share").figure.axes[0]
+    assert not axis.texts and [tick.get_text() for tick in axis.get_xticklabels()] == [str(n) for n in range(17)]
+
+
+def test_a_preview_is_the_saved_picture_and_saves_nothing(saved):
+    root, files = saved
+    options = {"drawing": "forest", "plumbing": False, "xlabel": FOREST["xlabel"]}
+    before = sorted(root.rglob("*"))
+    pictures = [preview(coefficients(), **options), files["png"]]
+    # The layout settles a little further with every format that is written, by a pixel or two.
+    sizes = [plt.imread(io.BytesIO(picture)).shape for picture in pictures]
+    assert np.allclose(*sizes, atol=4)
+    assert preview(coefficients(), **(options | {"plumbing": True})) != pictures[0]
+    assert sorted(root.rglob("*")) == before and not plt.get_fignums()

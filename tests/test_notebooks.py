@@ -11,6 +11,7 @@ from helpers.stages import BASE_MODEL, KNOWLEDGE, LABELS, STAGES, Stage
 
 CELLS, CODE_LINES, FUNCTION_LINES = 25, 150, 10
 SHARED_FOLDERS = ("findings",)
+INTERACTIVE = ("explore",)  # for JupyterLab alone: no profile, no stage, and not run by `make reproduce`
 # What these functions read below data/embedded: whoever calls them depends on it.
 EMBEDDED = {
     "load_base": BASE_MODEL,
@@ -117,8 +118,9 @@ def figure_breaches(trees, stage) -> list[str]:
     return found
 
 
-def test_every_stage_has_its_notebook_and_every_notebook_its_stage():
-    assert sorted(path.stem for path in (ROOT / "notebooks").glob("*.py")) == [stage.name for stage in STAGES]
+def test_every_stage_has_its_notebook_and_every_other_notebook_is_for_jupyterlab_alone():
+    found = sorted(path.stem for path in (ROOT / "notebooks").glob("*.py"))
+    assert found == [*(stage.name for stage in STAGES), *INTERACTIVE]
 
 
 @pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
@@ -126,10 +128,20 @@ def test_a_notebook_keeps_the_rules(stage):
     assert breaches(ROOT / "notebooks" / f"{stage.name}.py", stage) == []
 
 
-@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
-def test_a_notebook_names_the_questions_it_answers(stage):
-    first = read_source(ROOT / "notebooks" / f"{stage.name}.py").cells[0]
+@pytest.mark.parametrize("name", [*(stage.name for stage in STAGES), *INTERACTIVE])
+def test_a_notebook_names_the_questions_it_answers(name):
+    first = read_source(ROOT / "notebooks" / f"{name}.py").cells[0]
     assert first.cell_type == "markdown" and first.source.startswith("# ") and "**Question.**" in first.source
+
+
+@pytest.mark.parametrize("name", INTERACTIVE)
+def test_an_interactive_notebook_keeps_all_rules_but_those_of_a_stage(tmp_path, name):
+    # With the parameters of a stage put in, what is left of the rules holds for it too.
+    text = (ROOT / "notebooks" / f"{name}.py").read_text()
+    head, cells = text.split("# %% [markdown]", 1)
+    path = tmp_path / f"{name}.py"
+    path.write_text(f"{head}{PARAMETERS}# %% [markdown]{cells}")
+    assert breaches(path, Stage(name, sections=()), ()) == []
 
 
 OTHER = Stage("01_other", sections=("corpus",), outputs=("other",))
