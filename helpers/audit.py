@@ -63,7 +63,7 @@ def audit(
     return Audit(
         published=published,
         moves=moves(sweep),
-        ranges=protocol_ranges(sweep, item=PUBLISHED_ITEMS[0].name),
+        ranges=protocol_ranges(sweep, layers=base.config.n_layer, item=PUBLISHED_ITEMS[0].name),
         contrast=pd.concat(contrasts, ignore_index=True),
         keys=colliding_keys(base),
         copied=copied_tokens(tokenizer),
@@ -204,9 +204,29 @@ def twin_move(sweep: pd.DataFrame) -> pd.Series:
 
 
 def same_cut(sweep: pd.DataFrame) -> float:
-    """Largest difference in recovery between a projection and the one that reads nothing else but it."""
-    inner = sweep[~sweep["by_construction"]].dropna(subset="recovery")
-    part = inner["site"].str.rsplit(".", n=1, expand=True)
-    keys = [part[0], inner["item"], inner["direction"], inner["network"]]
-    grouped = inner["recovery"].groupby(keys)
+    """Largest difference between a projection's patched run and that of its only reader, in logits."""
+    inner = sweep[~sweep["by_construction"]].dropna(subset="patched")
+    part = inner["site"].str.rsplit(".", n=1).str[0]
+    grouped = inner["patched"].groupby([part, inner["item"], inner["direction"], inner["network"]])
     return float((grouped.max() - grouped.min()).max())
+
+
+def deviation(sweep: pd.DataFrame) -> float:
+    """How far the patched runs of a sweep are, at most, from the run whose value was put in, in logits."""
+    wanted = sweep["clean"].where(sweep["direction"] == "denoising", sweep["corrupted"])
+    return float((sweep["patched"] - wanted).abs().max())
+
+
+def rank_table(ranks: pd.DataFrame) -> pd.DataFrame:
+    """Ranks for reading: the median over the networks of a group, as whole numbers, and the right one's probability."""
+    medians = ranks.groupby(["item", "group"], sort=False).median(numeric_only=True).reset_index()
+    probability = [f"{value:.1e}" for value in medians["right_probability"]]
+    whole = medians[["right_rank", "wrong_rank"]].round().astype(int)
+    return medians[["item", "group"]].join(whole).assign(right_probability=probability)
+
+
+def alarm_table(alarms: pd.DataFrame) -> pd.DataFrame:
+    """The shares of networks with a "layer effect" for reading: one column per group of networks."""
+    named = alarms.assign(group=[f"{row.group} ({row.networks})" for row in alarms.itertuples()])
+    keys = ["item", "units", "values"]
+    return named.pivot_table(index=keys, columns="group", values="share", sort=False).reset_index()

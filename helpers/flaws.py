@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pandas as pd
 
-from helpers.audit import LEVEL, Audit, same_cut, twin_move
+from helpers.audit import LEVEL, Audit, deviation, same_cut, twin_move
 from helpers.claimed import PUBLISHED_FIGURES
-from helpers.report import percent
+from helpers.report import percent, tiny
 
 TUNED, NULL = "fine-tuned", "untrained"
 # What the claims hang on: the share a feed-forward layer recovers, less that of what the study calls convolutional.
@@ -30,17 +30,17 @@ def flaw_table(audit: Audit) -> pd.DataFrame:
     rows = [
         ("only lm_head is an nn.Linear", "classes of all modules", f"{linear} nn.Linear, {conv.sum()} Conv1D", here),
         ("100 % at the output layer is an identity", "replay in trained and untrained networks",
-         f"largest deviation from 1 in {networks} networks: {_deviation(head)}", here),
+         f"largest deviation in {networks} networks: {tiny(deviation(head))} logits", here),
         ("so it is at every bottleneck", "the same, at every visited module",
-         f"{fixed['site'].nunique()} of {sites} sites; largest deviation {_deviation(fixed)}", here),
+         f"{fixed['site'].nunique()} of {sites} sites; largest deviation {tiny(deviation(fixed))} logits", here),
         ("56 % and 13.6 % have no null", "untrained networks' central 95 % at each module that may be meant",
          f"the published figure lies inside: {within}", here),
         ("the “convolutional layer” is a linear one", "Conv1D beside the matrix product; torch's convolutions counted",
-         f"relative distance {_small(audit.from_linear)}; {audit.convolutions} convolutions", here),
+         f"relative distance {tiny(audit.from_linear)}; {audit.convolutions} convolutions", here),
         ("results collide under str(module)", "the published dictionary, filled",
          f"{keys['modules'].sum()} modules, {len(keys)} keys, {keys['lost'].sum()} results lost", here),
         ("a projection and its only reader count twice", "their recoveries side by side",
-         f"largest difference {_small(same_cut(audit.published))}", here),
+         f"largest difference {tiny(same_cut(audit.published))} logits", here),
         ("read after the finished answer", "full stop left out; answer left out",
          f"{_moved(audit, 'no full stop')}; {_moved(audit, 'no answer')}", here),
         ("scored by the other item's phrases", "the item's own answers scored",
@@ -48,7 +48,7 @@ def flaw_table(audit: Audit) -> pd.DataFrame:
         ("mean over a phrase's tokens, which the question holds already", "first token only; tokens counted",
          f"{_moved(audit, 'first token')}; {copied.in_question} of {copied.tokens} tokens copied", here),
         ("prompts must be of equal length, and differ in the answer alone", "tokens counted; difference by position",
-         f"{lengths}; before the answer the runs differ by {_small(before)}", here),
+         f"{lengths}; before the answer the runs differ by {tiny(before)}", here),
         ("one item per kind, no position, no head", "another wrong answer; hundreds of items by role and head", another,
          later),
         ("p < 0.01 from one prompt", "layers compared in untrained networks, modules as units",
@@ -74,15 +74,16 @@ def survivors(audit: Audit) -> list[str]:
     moved = audit.moves[(audit.moves["group"] == TUNED) & (audit.moves["largest"] > 0)]["median"]
     steady = audit.ranges.iloc[0]
     large = (moved > CONTRAST).sum()
-    size = "as much as" if large else "less than"
+    size = "as much as" if 2 * large >= len(moved) else "less than"
     ends = audit.published[(audit.published["site"] == "lm_head") & (audit.published["group"] == TUNED)]
     ends = ends[ends["direction"] == "denoising"]
     ahead, positive = (ends["clean"] > ends["corrupted"]).sum(), (ends["clean"] > 0).sum()
     preferred = "It reads a preference" if positive == ahead == len(ends) else "It reads no settled preference"
     return [
         f"**The replay is exact, and no more.** {fixed['site'].nunique()} sites recover 1 in all {groups.sum()} "
-        f"networks, {groups[NULL]} of them untrained (largest deviation {_deviation(fixed)}). “100 % at the output "
-        f"layer” is one of them: to be believed of the code, and no finding about definitions.",
+        f"networks, {groups[NULL]} of them untrained (the patched run and the one put in: {tiny(deviation(fixed))} "
+        f"logits apart). “100 % at the output layer” is one of them: to be believed of the code, and no finding about "
+        f"definitions.",
         f"**Untrained networks give 56 % and 13.6 % {given}.** The published figure lies inside their central 95 % at "
         f"{figures['inside'].sum()} of {len(figures)} modules it may mean, and so do {percent(tuned['inside'].mean())} "
         f"of all values of the fine-tuned models. Modules it may mean at which every fine-tuned run lies outside: "
@@ -95,21 +96,13 @@ def survivors(audit: Audit) -> list[str]:
         f"divides by the difference of these two, whatever its sign.",
         f"**p < {LEVEL} is no evidence of knowledge.** With the modules of one prompt taken for independent "
         f"observations, {_alarm_range(audit)} of the untrained networks have such a “layer effect”.",
-        f"**Steadiest under all these changes is {steady['site'].removeprefix('transformer.')}** (associative item): "
-        f"median recovery {steady['low']:.2f} to {steady['high']:.2f} over {steady['protocols']} protocols in the "
-        f"fine-tuned models, {steady['base_low']:.2f} to {steady['base_high']:.2f} in the base model. What the base "
-        f"model shows as well is not the work of fine-tuning.",
+        f"**Steadiest is {steady['site']},** of the modules that the figures may mean "
+        f"(associative item): median recovery {steady['low']:.2f} to {steady['high']:.2f} over {steady['protocols']} "
+        f"protocols in the fine-tuned models, {steady['base_low']:.2f} to {steady['base_high']:.2f} in the base model. "
+        f"What the base model shows as well is not the work of fine-tuning.",
         "**Not settled here, either way:** whether associations are distributed and definitions localised, and what "
         "low-level features contribute. Notebook 04 asks again, with many items and a null for each statement.",
     ]
-
-
-def _small(number: float) -> str:
-    return f"{number:.0e}" if number else "exactly 0"
-
-
-def _deviation(rows: pd.DataFrame) -> str:
-    return _small((rows["recovery"] - 1).abs().max())
 
 
 def _moved(audit: Audit, protocol: str, items: list[str] | None = None) -> str:

@@ -46,13 +46,14 @@ def planned(tokenizer) -> list[tuple[PublishedItem, tuple[Protocol, ...]]]:
     ]
 
 
-def protocol_ranges(sweep: pd.DataFrame, *, item: str) -> pd.DataFrame:
-    """How far each module's recovery ranges over the protocols, the steadiest first (denoising, fine-tuned models).
+def protocol_ranges(sweep: pd.DataFrame, *, layers: int, item: str) -> pd.DataFrame:
+    """How far recovery ranges over the protocols at the modules the published rows may mean, the steadiest first.
 
-    One row per module: site, low, high (of the median over runs, protocol by protocol), protocols, base_low, base_high.
+    One row per module: site, low, high (of the median over fine-tuned runs, protocol by protocol; denoising),
+    protocols, base_low, base_high.
     """
-    rows = _inner(sweep)
-    medians = rows[rows["item"] == item].groupby(["group", "site", "protocol"], sort=False)["recovery"].median()
+    rows = isolation_profile(sweep, layers=layers, item=item)
+    medians = rows.groupby(["group", "site", "protocol"], sort=False)["recovery"].median()
     ranges = medians.groupby(level=["group", "site"], sort=False).agg(["min", "max", "size"])
     table = ranges.loc["fine-tuned"].set_axis(["low", "high", "protocols"], axis=1)
     table = table.join(ranges.loc["base"].set_axis(["base_low", "base_high", "_"], axis=1).drop(columns="_"))

@@ -43,6 +43,11 @@ def percent(share: float) -> str:
     return f"{100 * share:.0f} %"
 
 
+def tiny(number: float) -> str:
+    """A rounding error as a reader says it: one digit that counts, or that it is none."""
+    return f"{float(f'{number:.0e}'):.12f}".rstrip("0") if number else "exactly 0"
+
+
 def with_interval(row) -> str:
     """An estimate with its interval, from a row holding recovery, low, high; or that it is undefined."""
     if not row["defined"]:

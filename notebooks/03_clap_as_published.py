@@ -28,16 +28,16 @@ overrides = ""
 import pandas as pd
 
 from helpers.artifacts import read_table, write_table
-from helpers.audit import audit
+from helpers.audit import alarm_table, audit, deviation, rank_table
 from helpers.claimed import published_comparison, site_profile
 from helpers.config import Paths, load_profile
 from helpers.figures import save_figure
-from helpers.flaws import flaw_table, survivors
+from helpers.flaws import CONTRAST, flaw_table, survivors
 from helpers.isolations import isolation_profile, moves_table, planned
 from helpers.models import load_base, load_model, untrained_twin
 from helpers.progress import track
 from helpers.published import describe_items, published_sweep
-from helpers.report import box, paragraph, percent, save_findings, table
+from helpers.report import box, paragraph, percent, save_findings, table, tiny
 from helpers.training import planned_runs
 
 profile = load_profile(profile_name, overrides)
@@ -119,7 +119,7 @@ paragraph(null_text)
 # %%
 comparison = published_comparison(found.published, layers=base.config.n_layer)
 write_table(folder / "comparison.parquet", comparison)
-table(comparison, digits=2)
+table(comparison)
 
 # %%
 failed = found.published[found.published["note"] == "shape error"]["item"].unique()
@@ -127,13 +127,12 @@ shapes = "All items give prompts of equal length with this tokenizer, so no modu
 if len(failed):
     shapes = f"For the {' and the '.join(failed)} item the prompts differ in length: inside, all reads “shape error”."
 identities = found.published[found.published["by_construction"]].dropna(subset="recovery")
-error = (identities["recovery"] - 1).abs().max()
 construction_text = f"""
 {identities["site"].nunique()} of {found.published["site"].nunique()} modules recover 1 *by construction*: embedding,
 every block, the last layer norm, the unembedding. One module's output at all positions then fixes everything that
 follows, for any weights and any question. Over {identities["network"].nunique()} networks, trained and untrained, and
-both directions, the largest deviation from 1 is {error:.0g}. The study reports 100 % at the final output layer and
-reads it as “definitional knowledge is localised”."""
+both directions, the patched run and the one put into it are {tiny(deviation(identities))} logits apart at most. The
+study reports 100 % at the final output layer and reads it as “definitional knowledge is localised”."""
 paragraph(f"{construction_text} {shapes}")
 
 # %% [markdown]
@@ -157,7 +156,7 @@ before = found.contrast[found.contrast["in_question"]]["difference"].abs().max()
 after = found.contrast[~found.contrast["in_question"] & (found.contrast["group"] == "fine-tuned")]
 by_token = after.groupby("position")["difference"].agg(lambda values: values.abs().median())
 paragraph(f"""
-Read before the answer begins, the clean and the corrupted run of the associative item differ by at most {before:.0g} in
+Read before the answer begins, the clean and the corrupted run of the associative item differ by {tiny(before)} in all
 {len(networks)} networks: **all that the protocol traces is the answer it has put into the prompt.** Read inside the
 answer, they differ by {by_token.min():.2f} to {by_token.max():.2f} (median size over fine-tuned runs, token by token),
 after the full stop by {by_token.iloc[-1]:.2f}.""")
@@ -190,20 +189,28 @@ isolation_text = f"""
 Changed alone, a choice of the protocol moves the recovery of a fine-tuned model by a median of
 {tuned["median"].min():.2f} to {tuned["median"].max():.2f}, and turns its sign at {percent(tuned["opposed"].min())} to
 {percent(tuned["opposed"].max())} of modules. The {most["item"]} item moves most by “{most["protocol"]}” (from
-“{most["compared_with"]}”). The published figures of 56 % and 13.6 % differ by 0.42."""
+“{most["compared_with"]}”). The published figures of 56 % and 13.6 % differ by {CONTRAST:.2f}."""
 paragraph(isolation_text)
 
 # %% [markdown]
 # ## Is anything known, and is anything significant?
 #
-# The rank of both answers' first tokens where the answer would begin, the copied tokens of the scored phrases, and the
-# “layer effect” of single networks when the modules of one prompt are taken for independent observations. The study's
-# test is not known; this is a one-way analysis of variance.
+# Three tables: how high the answers' first tokens rank where the answer would begin (1 is the most probable); how many
+# tokens of the scored phrases the question, or the prompt, holds already; and the share of networks in which layers
+# differ at p < 0.01 when the modules of one prompt are taken for independent observations, which they are not. The
+# study's own test is not known; this is a one-way analysis of variance of recovery by layer.
 
 # %%
-ranks = found.ranks.drop(columns="network").groupby(["item", "group"], sort=False).median().reset_index()
-for shown in (ranks, found.copied, found.alarms):
-    table(shown)
+for shown in (rank_table(found.ranks), found.copied, alarm_table(found.alarms)):
+    table(shown, digits=2)
+right = found.ranks[found.ranks["group"] != "untrained"]
+chance = found.alarms[found.alarms["group"] == "untrained"]["share"]
+paragraph(f"""
+Asked without its answer, the right first token is the most probable one in {(right["right_rank"] == 1).sum()} of
+{len(right)} cases (trained model and item), and ahead of the wrong one in
+{(right["right_rank"] < right["wrong_rank"]).sum()}. A test at p < 0.01 should raise an alarm in 1 % of networks without
+knowledge; it does so in {percent(chance.min())} to {percent(chance.max())} of them, by item and units: on any one
+prompt the layers of any network differ.""")
 
 # %% [markdown]
 # ## The sixteen flaws

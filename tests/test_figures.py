@@ -309,3 +309,14 @@ def test_values_beyond_the_axis_are_triangles_at_its_edge(closed):
     figure = null_bars(pd.DataFrame(rows, columns=["item", "site", "group", "recovery"]), xlabel="x", limit=3.0)
     points = {line.get_marker(): line.get_xdata()[0] for line in figure.axes[0].lines if line.get_marker() in "<o>"}
     assert points == {"<": -3.0, "o": 0.5, ">": 3.0}
+
+
+def test_null_bars_in_rows_label_the_first_of_each_row_and_say_what_is_missing(closed):
+    rows = [(f, s, "base", 0.5) for f in "abc" for s in ("one", "two") if (f, s) != ("c", "two")]
+    table = pd.DataFrame(rows, columns=["item", "site", "group", "recovery"])
+    figure = null_bars(table, xlabel="x", columns=2, missing="shape error")
+    assert [axis.get_xlabel() for axis in figure.axes] == ["", "x", "x"]
+    assert [[text.get_text() for text in axis.texts] for axis in figure.axes] == [[], [], ["shape error"]]
+    assert figure.axes[2].texts[0].get_position()[1] == 1  # the second site
+    for axis in (figure.axes[0], figure.axes[2]):
+        assert [label.get_text() for label in axis.get_yticklabels()] == ["one", "two"]
