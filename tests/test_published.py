@@ -1,19 +1,16 @@
 """The published protocol: which modules it visits, what each replay must give, against plain forward hooks."""
 
 import copy
-import os
 from dataclasses import replace
-from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
+from asked import EQUAL, TOKENIZERS, UNEQUAL, real_tokenizer
 from conftest import tiny_gpt2
-from toy import ROOT
 from words import word_tokenizer
 
 from helpers.claimed import PUBLISHED_FIGURES, PublishedFigure, published_comparison, site_profile
-from helpers.models import load_tokenizer
 from helpers.published import (
     OTHER_PHRASES,
     PHRASES,
@@ -32,22 +29,6 @@ from helpers.published import (
 )
 
 LAYERS = 2
-QUESTION = "w11 w12 w13 w14"
-EQUAL = PublishedItem(
-    "equal", QUESTION, "w21 w22 w23", "w31 w22 w33", "w5 w6 w7", "w8 w9", "made up", "w13", ("w40 w41", "w42", "w43")
-)
-UNEQUAL = replace(EQUAL, name="unequal", corrupted_answer="w31 w32")
-TOKENIZERS = [
-    "embedded",
-    pytest.param("gpt2", marks=pytest.mark.skipif("CLAP_REAL_DATA" not in os.environ, reason="needs GPT-2's own")),
-]
-
-
-def real_tokenizer(name: str):
-    """The embedded byte-pair encoding, or GPT-2's own."""
-    if name == "embedded":
-        return load_tokenizer(ROOT / "data" / "embedded" / "models" / "base")
-    return load_tokenizer(Path(os.environ["CLAP_REAL_DATA"]) / "gpt2_tokenizer")
 
 
 @pytest.fixture(scope="module")
