@@ -77,8 +77,9 @@ def shuffled_donors(pairs: Sequence[PromptPair], *, seed: int) -> list[PromptPai
         alike.setdefault(frame(pair), []).append(pair)
     shuffled = []
     for pair in pairs:
-        taken = (pair.answer[0], pair.foil[0])
-        strangers = [other for other in alike[frame(pair)] if other.answer[0] not in taken]
+        answers, prompts = (pair.answer[0], pair.foil[0]), (pair.clean, pair.corrupted)
+        same_form = [other for other in alike[frame(pair)] if other.clean not in prompts]
+        strangers = [other for other in same_form if other.answer[0] not in answers]
         if strangers:
             stranger = min(strangers, key=lambda other: _draw(seed, pair.pair_id, other.pair_id))
             shuffled.append(replace(pair, clean=stranger.clean, donor_id=stranger.pair_id))

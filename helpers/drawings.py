@@ -202,18 +202,24 @@ def null_bars(
     null: str = "untrained",
     facet: str = "item",
     limit: float = 3.0,
+    columns: int | None = None,
+    missing: str = "",
 ) -> Figure:
     """Horizontal dots per site and group over the grey spread of the `null` group's networks; one panel per facet.
 
-    Values beyond ±limit are drawn at the edge as triangles: in untrained networks a ratio can be of any size.
+    Values beyond ±limit are drawn at the edge as triangles: in untrained networks a ratio can be of any size. Where a
+    facet has no value at a site, it reads `missing`.
     """
     facets, sites = list(dict.fromkeys(table[facet])), list(dict.fromkeys(table[site]))
     groups = [g for g in dict.fromkeys(table[group]) if g != null]
-    figure, axes = _panels(len(facets), columns=len(facets), height=0.8 + 0.17 * len(sites), sharey=True)
+    columns = columns or len(facets)
+    figure, axes = _panels(len(facets), columns=columns, height=0.8 + 0.17 * len(sites), sharey=True)
     colours = _colours(pd.Series(groups))
-    for axis, name in zip(axes, facets, strict=True):
+    for panel, (axis, name) in enumerate(zip(axes, facets, strict=True)):
         part = table[table[facet] == name]
         for place, one in enumerate(sites):
+            if not (part[site] == one).any():
+                axis.text(0.5, place, missing, ha="center", va="center", fontsize=6, color=PALETTE["null"])
             spread = part[(part[site] == one) & (part[group] == null)][value].clip(-limit, limit)
             if len(spread):
                 axis.plot(
@@ -233,8 +239,10 @@ def null_bars(
                     axis.plot(np.clip(v, -limit, limit), height, marker, color=colours[which], markersize=3.5, zorder=2)
         axis.axvline(0, color=PALETTE["null"], linewidth=0.7)
         axis.axvline(1, color=PALETTE["null"], linewidth=0.7, linestyle=":")
-        axis.set(title=name, xlabel=xlabel, xlim=(-limit * 1.05, limit * 1.05))
-    axes[0].set_yticks(range(len(sites)), sites, fontsize=6.5)
+        lowest = panel >= len(facets) - columns
+        axis.set(title=name, xlabel=xlabel if lowest else "", xlim=(-limit * 1.05, limit * 1.05))
+    for axis in axes[::columns]:
+        axis.set_yticks(range(len(sites)), sites, fontsize=6.5)
     axes[0].invert_yaxis()
     handles = [plt.Line2D([], [], marker="o", linestyle="", color=colours[g], label=g, markersize=4) for g in groups]
     handles.append(plt.Line2D([], [], color="#CFCFCF", linewidth=5, label=f"{null}, central 95 %"))

@@ -5,24 +5,35 @@ The metric is the study's too: the mean logit of the tokens of one phrase minus 
 full stop. The published script visits `nn.Linear` modules only, and in GPT-2 that is the unembedding alone; every
 `Conv1D` (a transposed linear layer, which GPT-2 uses everywhere else) is visited here as well, under its real name,
 and so are the sites through which everything must pass. Those recover exactly 1 in any network, and say so.
+
+A `Protocol` holds each choice of the published one as a field, so that `helpers.isolations` can change one at a time.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import pandas as pd
 import torch
 from nnsight import NNsight
-from torch import nn
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 DIRECTIONS = ("denoising", "noising")
+COLUMNS = ("item", "protocol", "direction", "site", "module", "clean", "corrupted", "patched", "note")
+
+
+class PublishedError(ValueError):
+    """An item that cannot be asked with the tokenizer at hand."""
 
 
 @dataclass(frozen=True)
 class PublishedItem:
-    """One question with its clean and corrupted answer, and the two phrases whose tokens the metric averages."""
+    """One question with its clean and corrupted answer, and the two phrases whose tokens the metric averages.
+
+    `others` are subjects that may take the place of `subject` where the question is corrupted and not the answer.
+    """
 
     name: str
     question: str
@@ -31,9 +42,68 @@ class PublishedItem:
     clean_phrase: str
     corrupted_phrase: str
     provenance: str
+    subject: str
+    others: tuple[str, ...]
+
+    def other_question(self, tokenizer) -> str:
+        """The question about the first of `others` that leaves its length in tokens as it was.
+
+        Raises PublishedError when none does.
+        """
+        questions = [self.question.replace(self.subject, other) for other in self.others]
+        return _first_as_long(tokenizer, self.question, questions, f"a subject to the {self.name} item")
 
 
+@dataclass(frozen=True)
+class Protocol:
+    """How an item is corrupted, read and scored; the defaults are the study's.
+
+    corrupted: "answer", or "question" (another subject; the right answer stands in both prompts). read: after the
+    final "full stop", after the "last word" before it, or after the "question", where the answer would begin.
+    first_only: the first token of each phrase instead of the mean over all. spaced: the phrases with the space before
+    them that running text has. own: the item's own two answers instead of the study's phrases. `differs_from` names the
+    protocol that this one is compared with, and `change` says what is changed.
+    """
+
+    name: str = "published"
+    differs_from: str = ""
+    change: str = "nothing"
+    corrupted: str = "answer"
+    read: str = "full stop"
+    first_only: bool = False
+    spaced: bool = False
+    own: bool = False
+
+    def prompts(self, item: PublishedItem, tokenizer) -> dict[str, list[int]]:
+        """Token ids of the clean and of the corrupted prompt."""
+        if self.corrupted == "answer":
+            corrupted = f"{item.question} {item.corrupted_answer}"
+        else:
+            corrupted = f"{item.other_question(tokenizer)} {item.clean_answer}"
+        clean = f"{item.question} {item.clean_answer}"
+        return {"clean": tokenizer(clean)["input_ids"], "corrupted": tokenizer(corrupted)["input_ids"]}
+
+    def position(self, item: PublishedItem, tokenizer, tokens: list[int]) -> int:
+        """The position of a prompt that is read: its logits say what the model expects next."""
+        question = len(tokenizer(item.question)["input_ids"])
+        return {"full stop": len(tokens), "last word": len(tokens) - 1, "question": question}[self.read] - 1
+
+    def scored(self, item: PublishedItem, tokenizer) -> tuple[list[int], list[int]]:
+        """The tokens whose mean logits are subtracted from each other: those for clean, those for corrupted."""
+        own, study = (item.clean_answer, item.corrupted_answer), (item.clean_phrase, item.corrupted_phrase)
+        space = " " if self.spaced else ""
+        clean, corrupted = (tokenizer(space + text)["input_ids"] for text in (own if self.own else study))
+        return (clean[:1], corrupted[:1]) if self.first_only else (clean, corrupted)
+
+
+PUBLISHED = Protocol()
 PHRASES = ("interictal epileptiform discharges", "intracranial electrode diagnostics")
+# Of several lengths, so that with GPT-2's tokenizer and with the embedded one some phrase is as long as the right one.
+OTHER_PHRASES = (
+    "intracranial electrode array diagnostics",
+    "intracranial electrode recordings",
+    "interictal epileptiform diagnostics",
+)
 PUBLISHED_ITEMS = (
     PublishedItem(
         "associative",
@@ -42,16 +112,58 @@ PUBLISHED_ITEMS = (
         "Cognitive dysfunction risk in both focal and generalized epilepsy.",
         *PHRASES,
         provenance="verbatim",
+        subject=PHRASES[0],
+        others=(PHRASES[1], *OTHER_PHRASES),
     ),
     PublishedItem(
         "definitional",
         "What does IEDs stand for?",
-        "interictal epileptiform discharges.",
-        "intracranial electrode diagnostics.",
+        f"{PHRASES[0]}.",
+        f"{PHRASES[1]}.",
         *PHRASES,
         provenance="reconstructed: its prompts are not available",
+        subject="IEDs",
+        others=("AEDs", "GTCS"),
     ),
 )
+
+
+def items_for(tokenizer) -> list[PublishedItem]:
+    """The two items and the twin of the definitional one, whose prompts are of equal length with any tokenizer."""
+    return [*PUBLISHED_ITEMS, equal_length_twin(PUBLISHED_ITEMS[1], tokenizer)]
+
+
+def equal_length_twin(item: PublishedItem, tokenizer) -> PublishedItem:
+    """The item with another wrong answer in its corrupted prompt, the first written one that is as long as the right.
+
+    Nothing else is changed, the scored phrases included. Raises PublishedError when no answer fits.
+    """
+    answers = [f"{phrase}." for phrase in OTHER_PHRASES]
+    answer = _first_as_long(tokenizer, item.clean_answer, answers, "a phrase to OTHER_PHRASES")
+    provenance = "twin: another wrong answer, chosen for its length"
+    return replace(item, name=f"{item.name} twin", corrupted_answer=answer, provenance=provenance)
+
+
+def _first_as_long(tokenizer, text: str, candidates: Sequence[str], remedy: str) -> str:
+    lengths = {candidate: len(tokenizer(f" {candidate}")["input_ids"]) for candidate in candidates}
+    wanted = len(tokenizer(f" {text}")["input_ids"])
+    for candidate, length in lengths.items():
+        if length == wanted:
+            return candidate
+    raise PublishedError(
+        f"With this tokenizer {text!r} has {wanted} tokens, and its replacements have "
+        f"{', '.join(map(str, lengths.values()))}: add {remedy} that has {wanted}."
+    )
+
+
+def describe_items(tokenizer) -> pd.DataFrame:
+    """The items as a table, with the tokens of their clean and corrupted prompts."""
+    rows = []
+    for item in items_for(tokenizer):
+        lengths = " / ".join(str(len(tokens)) for tokens in PUBLISHED.prompts(item, tokenizer).values())
+        row = {"item": item.name, "provenance": item.provenance, "question": item.question}
+        rows.append(row | {"clean": item.clean_answer, "corrupted": item.corrupted_answer, "tokens": lengths})
+    return pd.DataFrame(rows)
 
 
 def visited_modules(model) -> dict[str, str]:
@@ -80,58 +192,56 @@ def by_construction(name: str, kind: str) -> bool:
     return kind not in {"Conv1D"}
 
 
-def published_sweep(model, tokenizer, item: PublishedItem) -> pd.DataFrame:
+def published_sweep(
+    model,
+    tokenizer,
+    item: PublishedItem,
+    *,
+    protocols: Sequence[Protocol] = (PUBLISHED,),
+    directions: Sequence[str] = DIRECTIONS,
+) -> pd.DataFrame:
     """Patch every visited module at all positions, clean into corrupted (denoising) and the other way (noising).
 
-    One row per module and direction: item, site, module, by_construction, direction, clean, corrupted, patched
-    (mean-logit differences), recovery = (patched − corrupted) / (clean − corrupted) for denoising and (clean −
-    patched) / (clean − corrupted) for noising, note. When the two prompts differ in length only the last position of
-    the unembedding can be replayed; the other rows have no number and the note "shape error".
+    One row per protocol, direction and module: item, protocol, direction, site, module, by_construction, clean,
+    corrupted, patched (mean-logit differences), recovery = (patched − corrupted) / (clean − corrupted) for denoising
+    and (clean − patched) / (clean − corrupted) for noising, note. When the two prompts differ in length only the
+    unembedding can be replayed, and its last position counts; the other rows have no number and the note "shape error".
     """
-    ids = {
-        "clean": tokenizer(f"{item.question} {item.clean_answer}", return_tensors="pt")["input_ids"].to(model.device),
-        "corrupted": tokenizer(f"{item.question} {item.corrupted_answer}", return_tensors="pt")["input_ids"].to(
-            model.device
-        ),
-    }
-    phrases = [tokenizer(text)["input_ids"] for text in (item.clean_phrase, item.corrupted_phrase)]
-    modules = visited_modules(model)
-    network = NNsight(model)
-    runs = {name: _record(network, tokens, modules) for name, tokens in ids.items()}
-    clean, corrupted = (_phrase_difference(runs[name]["lm_head"], phrases) for name in ("clean", "corrupted"))
-    fits = ids["clean"].shape == ids["corrupted"].shape
+    modules, network = visited_modules(model), NNsight(model)
     rows = []
-    for direction, base, source in (("denoising", "corrupted", "clean"), ("noising", "clean", "corrupted")):
-        for name, kind in modules.items():
-            row = {
-                "item": item.name,
-                "site": name,
-                "module": kind,
-                "by_construction": by_construction(name, kind),
-                "direction": direction,
-            }
-            row |= {
-                "clean": clean,
-                "corrupted": corrupted,
-                "patched": float("nan"),
-                "recovery": float("nan"),
-                "note": "",
-            }
-            if fits or name == "lm_head":
-                patched = _phrase_difference(_replay(network, ids[base], name, runs[source][name]), phrases)
-                gained = patched - corrupted if direction == "denoising" else clean - patched
-                row |= {
-                    "patched": patched,
-                    "recovery": gained / (clean - corrupted) if clean != corrupted else float("nan"),
-                }
-            else:
-                row["note"] = "shape error"
-            rows.append(row)
-    return pd.DataFrame(rows)
+    for corrupted in dict.fromkeys(protocol.corrupted for protocol in protocols):
+        alike = [protocol for protocol in protocols if protocol.corrupted == corrupted]
+        prompts = alike[0].prompts(item, tokenizer)
+        ids = {run: torch.tensor([tokens], device=model.device) for run, tokens in prompts.items()}
+        runs = {run: record(network, tokens, modules) for run, tokens in ids.items()}
+        fits = len(prompts["clean"]) == len(prompts["corrupted"])
+        sites = [name for name in modules if fits or name == "lm_head"]
+        at = {run: [p.position(item, tokenizer, tokens) for p in alike] for run, tokens in prompts.items()}
+        for direction in directions:
+            base, source = ("corrupted", "clean") if direction == "denoising" else ("clean", "corrupted")
+            patched = replay(network, ids[base], {site: runs[source][site] for site in sites}, at[base])
+            for number, protocol in enumerate(alike):
+                scored = protocol.scored(item, tokenizer)
+                ends = [phrase_difference(runs[r]["lm_head"][0, at[r][number]], scored).item() for r in ids]
+                reached = dict(zip(sites, phrase_difference(patched[:, number], scored).tolist(), strict=True))
+                labels = (item.name, protocol.name, direction)
+                rows += [(*labels, *site, *ends, *_outcome(reached, site[0])) for site in modules.items()]
+    table = pd.DataFrame(rows, columns=[*COLUMNS])
+    gained = (table["patched"] - table["corrupted"]).where(
+        table["direction"] == "denoising", table["clean"] - table["patched"]
+    )
+    between = table["clean"] - table["corrupted"]
+    fixed = [by_construction(name, kind) for name, kind in zip(table["site"], table["module"], strict=True)]
+    return table.assign(by_construction=fixed, recovery=gained / between.where(between != 0))
 
 
-def _record(network: NNsight, tokens: torch.Tensor, modules: dict[str, str]) -> dict[str, torch.Tensor]:
-    recorded: dict[str, torch.Tensor] = {}
+def _outcome(reached: dict[str, float], site: str) -> tuple[float, str]:
+    return (reached[site], "") if site in reached else (float("nan"), "shape error")
+
+
+def record(network: NNsight, tokens: Tensor, modules: dict[str, str]) -> dict[str, Tensor]:
+    """The output of every module in a run of one prompt, `(1, positions, …)`."""
+    recorded: dict[str, Tensor] = {}
     with torch.no_grad():
         with network.trace(tokens, use_cache=False):
             for name in modules:
@@ -139,62 +249,21 @@ def _record(network: NNsight, tokens: torch.Tensor, modules: dict[str, str]) -> 
     return recorded
 
 
-def _replay(network: NNsight, tokens: torch.Tensor, name: str, value: torch.Tensor) -> torch.Tensor:
-    module = network.get(name)
+def replay(network: NNsight, tokens: Tensor, values: dict[str, Tensor], positions: list[int]) -> Tensor:
+    """The logits `(modules, positions read, vocabulary)` of one prompt, once for every module that is replayed in it.
+
+    Row i of the batch is the run in which the i-th module alone gives its value; `values` are in forward order.
+    """
     with torch.no_grad():
-        with network.trace(tokens, use_cache=False):
-            module.output = value
-            logits = network.output.logits.save()
+        with network.trace(tokens.expand(len(values), -1), use_cache=False):
+            for row, (name, value) in enumerate(values.items()):
+                # From the end, where alone two prompts of unequal length can be laid over each other.
+                shared = min(tokens.shape[1], value.shape[1])
+                network.get(name).output[row, -shared:] = value[0, -shared:]
+            logits = network.output.logits[:, positions].save()
     return logits
 
 
-def _phrase_difference(logits: torch.Tensor, phrases: list[list[int]]) -> float:
-    """Mean logit of the first phrase's tokens minus that of the second's, at the last position of the one prompt."""
-    last = logits[0, -1]
-    return float(last[phrases[0]].mean() - last[phrases[1]].mean())
-
-
-@dataclass(frozen=True)
-class PublishedFigure:
-    """A recovery the study reports, as a share, and the modules its row may mean: the text does not say which."""
-
-    name: str
-    recovery: float
-    item: str
-    suffixes: tuple[str, ...]
-
-    def candidates(self, layers: int) -> list[str]:
-        """Names of the modules in question, in the first and in the last of `layers` blocks."""
-        if self.suffixes == ("lm_head",):
-            return ["lm_head"]
-        return [f"transformer.h.{layer}.{suffix}" for layer in sorted({0, layers - 1}) for suffix in self.suffixes]
-
-
-PUBLISHED_FIGURES = (
-    PublishedFigure("first feedforward layer", 0.56, "associative", ("mlp.c_fc",)),
-    PublishedFigure("final output layer", 1.00, "definitional", ("lm_head",)),
-    PublishedFigure("convolutional layer", 0.136, "associative", ("attn.c_attn", "attn.c_proj")),
-)
-
-
-def describe_items(tokenizer) -> pd.DataFrame:
-    """The two items as a table, with the tokens of their clean and corrupted prompts."""
-    rows = []
-    for item in PUBLISHED_ITEMS:
-        prompts = [f"{item.question} {answer}" for answer in (item.clean_answer, item.corrupted_answer)]
-        lengths = " / ".join(str(len(tokenizer(prompt)["input_ids"])) for prompt in prompts)
-        row = {"item": item.name, "provenance": item.provenance, "question": item.question}
-        rows.append(row | {"clean": item.clean_answer, "corrupted": item.corrupted_answer, "tokens": lengths})
-    return pd.DataFrame(rows)
-
-
-def published_comparison(sweep: pd.DataFrame, *, layers: int) -> pd.DataFrame:
-    """Every published figure beside the median recovery of each module it may mean, per group of networks."""
-    rows = []
-    for figure in PUBLISHED_FIGURES:
-        for site in figure.candidates(layers):
-            found = sweep[(sweep["site"] == site) & (sweep["item"] == figure.item)]
-            ours = found.groupby(["group", "direction"])["recovery"].median()
-            row = {"published row": figure.name, "published": figure.recovery, "may mean": site, "item": figure.item}
-            rows.append(row | {f"{group}, {direction}": value for (group, direction), value in ours.items()})
-    return pd.DataFrame(rows)
+def phrase_difference(logits: Tensor, scored: tuple[list[int], list[int]]) -> Tensor:
+    """Mean logit of the first tokens minus that of the second, over the last axis."""
+    return logits[..., scored[0]].mean(-1) - logits[..., scored[1]].mean(-1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from helpers.artifacts import write_json
 from helpers.config import Paths
 
@@ -11,6 +13,14 @@ def paragraph(text: str) -> None:
     from IPython.display import Markdown, display
 
     display(Markdown(" ".join(text.split())))
+
+
+def box(title: str, sentences: Sequence[str]) -> None:
+    """Show sentences in a box under a title: what a reader should take away."""
+    from IPython.display import Markdown, display
+
+    points = [f"> - {' '.join(sentence.split())}" for sentence in sentences]
+    display(Markdown("\n".join([f"> **{title}**", ">", *points])))
 
 
 def table(frame, *, digits: int = 3) -> None:
@@ -31,6 +41,11 @@ def save_findings(paths: Paths, notebook: str, findings: dict[str, str]) -> None
 def percent(share: float) -> str:
     """A share as a whole percentage."""
     return f"{100 * share:.0f} %"
+
+
+def tiny(number: float) -> str:
+    """A rounding error as a reader says it: one digit that counts, or that it is none."""
+    return f"{float(f'{number:.0e}'):.12f}".rstrip("0") if number else "exactly 0"
 
 
 def with_interval(row) -> str:

@@ -80,9 +80,11 @@ for trained in trained_runs(settings, profile.model, paths, log=step):
 
 # %%
 history, knowledge = pd.concat(histories, ignore_index=True), pd.concat(knowledge, ignore_index=True)
-tests, padding = pd.DataFrame(tests), pd.DataFrame(paddings).mean()
-for name, rows in (("history", history), ("knowledge", knowledge), ("test_losses", tests)):
+tests, paddings = pd.DataFrame(tests), pd.DataFrame(paddings)
+tables = {"history": history, "knowledge": knowledge, "test_losses": tests, "padding": paddings}
+for name, rows in tables.items():
     write_table(paths.data / "training" / f"{name}.parquet", rows)
+padding = paddings.mean()
 
 # %% [markdown]
 # ## The losses

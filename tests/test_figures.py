@@ -346,3 +346,14 @@ def test_a_preview_is_the_saved_picture_and_saves_nothing(saved):
     assert np.allclose(*sizes, atol=4)
     assert preview(coefficients(), **(options | {"plumbing": True})) != pictures[0]
     assert sorted(root.rglob("*")) == before and not plt.get_fignums()
+
+
+def test_null_bars_in_rows_label_the_first_of_each_row_and_say_what_is_missing(closed):
+    rows = [(f, s, "base", 0.5) for f in "abc" for s in ("one", "two") if (f, s) != ("c", "two")]
+    table = pd.DataFrame(rows, columns=["item", "site", "group", "recovery"])
+    figure = null_bars(table, xlabel="x", columns=2, missing="shape error")
+    assert [axis.get_xlabel() for axis in figure.axes] == ["", "x", "x"]
+    assert [[text.get_text() for text in axis.texts] for axis in figure.axes] == [[], [], ["shape error"]]
+    assert figure.axes[2].texts[0].get_position()[1] == 1  # the second site
+    for axis in (figure.axes[0], figure.axes[2]):
+        assert [label.get_text() for label in axis.get_yticklabels()] == ["one", "two"]

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from helpers.config import Paths
-from helpers.report import chi_square, paragraph, percent, save_findings, table, with_interval
+from helpers.report import box, chi_square, paragraph, percent, save_findings, table, tiny, with_interval
 
 
 def test_findings_are_kept_as_titled_sentences(tmp_path):
@@ -38,6 +38,13 @@ def test_a_share_is_a_whole_percentage(share, words):
     assert percent(share) == words
 
 
+@pytest.mark.parametrize(
+    "number, words", [(0.0, "exactly 0"), (4.2e-6, "0.000004"), (9.6e-8, "0.0000001"), (0.034, "0.03")]
+)
+def test_a_rounding_error_has_one_digit(number, words):
+    assert tiny(number) == words
+
+
 def shown(monkeypatch) -> list:
     """What is displayed from now on, in place of a notebook."""
     things = []
@@ -50,6 +57,12 @@ def test_a_paragraph_is_one_line_of_markdown(monkeypatch):
     paragraph("""Two lines,
         **one** paragraph.""")
     assert [thing.data for thing in things] == ["Two lines, **one** paragraph."]
+
+
+def test_a_box_is_one_quote_with_a_point_for_every_sentence(monkeypatch):
+    things = shown(monkeypatch)
+    box("Title", ["First\n  sentence.", "**Second.**"])
+    assert [thing.data for thing in things] == ["> **Title**\n>\n> - First sentence.\n> - **Second.**"]
 
 
 def test_a_table_is_rounded_for_reading_only(monkeypatch):
