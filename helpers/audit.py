@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import pandas as pd
 import torch
@@ -16,8 +17,9 @@ from torch.nn.modules.conv import _ConvNd
 from transformers.pytorch_utils import Conv1D
 
 from helpers.claimed import PUBLISHED_FIGURES
-from helpers.isolations import contrast_by_position, moves, protocol_ranges
-from helpers.published import PUBLISHED, PUBLISHED_ITEMS, PublishedItem, describe_items, items_for
+from helpers.isolations import contrast_by_position, moves, planned, protocol_ranges
+from helpers.models import load_model, untrained_twin
+from helpers.published import PUBLISHED, PUBLISHED_ITEMS, PublishedItem, describe_items, items_for, published_sweep
 
 LEVEL = 0.01  # the study's
 QUANTILES = [0.025, 0.975]
@@ -25,15 +27,16 @@ QUANTILES = [0.025, 0.975]
 
 @dataclass(frozen=True)
 class Audit:
-    """The published sweep of a run and all that was computed about it; each table is that of the function it names.
+    """The sweep of a run and all that was computed about it; each table is that of the function it names.
 
-    Tables: `published` (the sweep), `moves`, `ranges` (`protocol_ranges` of the associative item), `contrast`
-    (`contrast_by_position` of the associative item, per network), `keys` (`colliding_keys`), `copied`
-    (`copied_tokens`), `ranks` (`answer_ranks`, per network), `alarms` (`false_alarms`), `intervals` (`null_intervals`),
-    `figures` (`published_in_null`), `items` (`describe_items`), `padding` (notebook 02's). Numbers: `convolutions`
-    (modules of torch's convolution classes), `from_linear` (`distance_from_linear`).
+    Tables: `sweep` (all protocols), `published` (the study's alone), `moves`, `ranges` (`protocol_ranges` of the
+    associative item), `contrast` (`contrast_by_position` of the associative item, per network), `keys`
+    (`colliding_keys`), `copied` (`copied_tokens`), `ranks` (`answer_ranks`, per network), `alarms` (`false_alarms`),
+    `intervals` (`null_intervals`), `figures` (`published_in_null`), `items` (`describe_items`), `padding` (notebook
+    02's). Numbers: `convolutions` (modules of torch's convolution classes), `from_linear` (`distance_from_linear`).
     """
 
+    sweep: pd.DataFrame
     published: pd.DataFrame
     moves: pd.DataFrame
     ranges: pd.DataFrame
@@ -50,24 +53,48 @@ class Audit:
     from_linear: float
 
 
-def audit(
-    sweep: pd.DataFrame, networks: Mapping[tuple[str, str], nn.Module], tokenizer, padding: pd.DataFrame
-) -> Audit:
-    """Audit the sweep of all protocols over `networks`, by group ("base", "fine-tuned", "untrained") and name."""
+@dataclass(frozen=True)
+class Examined:
+    """What one network gives: the sweep under all protocols, `contrast_by_position`, `answer_ranks`, as tables."""
+
+    sweep: pd.DataFrame
+    contrast: pd.DataFrame
+    ranks: pd.DataFrame
+
+
+def studied_networks(
+    base, runs: Sequence[str], folder: Path, *, untrained: int
+) -> Iterator[tuple[str, str, nn.Module]]:
+    """Group, name and network: the base, every fine-tuned run in `folder`, untrained twins; one in memory at a time."""
+    yield "base", "base", base
+    for run in runs:
+        yield "fine-tuned", run, load_model(folder / run)[0].to(base.device)
+    for number in range(untrained):
+        yield "untrained", f"untrained-{number}", untrained_twin(base, seed=number)
+
+
+def examine(network: nn.Module, tokenizer, /, **labels: str) -> Examined:
+    """Run every item under its protocols, and ask what else the audit wants; `labels` become columns."""
+    sweeps = [published_sweep(network, tokenizer, item, protocols=asked) for item, asked in planned(tokenizer)]
+    ranks = [{"item": item.name, **answer_ranks(network, tokenizer, item)} for item in PUBLISHED_ITEMS]
+    contrast = contrast_by_position(network, tokenizer, PUBLISHED_ITEMS[0])
+    return Examined(*(table.assign(**labels) for table in (pd.concat(sweeps), contrast, pd.DataFrame(ranks))))
+
+
+def audit(examined: Sequence[Examined], base: nn.Module, tokenizer, padding: pd.DataFrame) -> Audit:
+    """Audit what the networks gave, which are labelled by `group` ("base", "fine-tuned", "untrained") and `network`."""
+    sweep = pd.concat([one.sweep for one in examined], ignore_index=True)
     published = sweep[sweep["protocol"] == PUBLISHED.name].drop(columns="protocol")
-    base, intervals, contrasts, ranks = networks["base", "base"], null_intervals(published), [], []
-    for (group, name), network in networks.items():
-        labels = {"group": group, "network": name}
-        contrasts.append(contrast_by_position(network, tokenizer, PUBLISHED_ITEMS[0]).assign(**labels))
-        ranks += [{**labels, "item": i.name, **answer_ranks(network, tokenizer, i)} for i in PUBLISHED_ITEMS]
+    intervals = null_intervals(published)
     return Audit(
+        sweep=sweep,
         published=published,
         moves=moves(sweep),
         ranges=protocol_ranges(sweep, layers=base.config.n_layer, item=PUBLISHED_ITEMS[0].name),
-        contrast=pd.concat(contrasts, ignore_index=True),
+        contrast=pd.concat([one.contrast for one in examined], ignore_index=True),
         keys=colliding_keys(base),
         copied=copied_tokens(tokenizer),
-        ranks=pd.DataFrame(ranks),
+        ranks=pd.concat([one.ranks for one in examined], ignore_index=True),
         alarms=false_alarms(published),
         intervals=intervals,
         figures=published_in_null(intervals, layers=base.config.n_layer),

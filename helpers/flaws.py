@@ -6,6 +6,7 @@ import pandas as pd
 
 from helpers.audit import LEVEL, Audit, deviation, same_cut, twin_move
 from helpers.claimed import PUBLISHED_FIGURES
+from helpers.isolations import single_moves
 from helpers.report import percent, tiny
 
 TUNED, NULL = "fine-tuned", "untrained"
@@ -71,7 +72,7 @@ def survivors(audit: Audit) -> list[str]:
     tuned, figures = audit.intervals[audit.intervals["group"] == TUNED], audit.figures
     given = "too" if figures["inside"].all() else "too, but not at every module they may mean"
     outside = figures[figures["runs_outside"] == figures["runs"]]["site"].str.removeprefix("transformer.")
-    moved = audit.moves[(audit.moves["group"] == TUNED) & (audit.moves["largest"] > 0)]["median"]
+    moved = single_moves(audit.moves)["median"]
     steady = audit.ranges.iloc[0]
     large = (moved > CONTRAST).sum()
     size = "as much as" if 2 * large >= len(moved) else "less than"

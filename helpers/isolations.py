@@ -80,6 +80,12 @@ def moves(sweep: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
+def single_moves(moved: pd.DataFrame, *, group: str = "fine-tuned") -> pd.DataFrame:
+    """The moves of a group by one change each, where the change is one: an item may be scored by its own answers."""
+    together = moved["protocol"] == ISOLATIONS[-1].name
+    return moved[(moved["group"] == group) & ~together & (moved["largest"] > 0)]
+
+
 def moves_table(moved: pd.DataFrame, *, group: str = "fine-tuned", null: str = "untrained") -> pd.DataFrame:
     """The moves for reading: one row per isolation, the median of every item, the largest of all, and the null's."""
     ours, theirs = moved[moved["group"] == group], moved[moved["group"] == null]

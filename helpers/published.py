@@ -205,7 +205,7 @@ def published_sweep(
     One row per protocol, direction and module: item, protocol, direction, site, module, by_construction, clean,
     corrupted, patched (mean-logit differences), recovery = (patched − corrupted) / (clean − corrupted) for denoising
     and (clean − patched) / (clean − corrupted) for noising, note. When the two prompts differ in length only the
-    unembedding can be replayed, and its last position counts; the other rows have no number and the note "shape error".
+    unembedding can be replayed, where it is read; the other rows have no number and the note "shape error".
     """
     modules, network = visited_modules(model), NNsight(model)
     rows = []
@@ -213,16 +213,16 @@ def published_sweep(
         alike = [protocol for protocol in protocols if protocol.corrupted == corrupted]
         prompts = alike[0].prompts(item, tokenizer)
         ids = {run: torch.tensor([tokens], device=model.device) for run, tokens in prompts.items()}
-        runs = {run: record(network, tokens, modules) for run, tokens in ids.items()}
+        at = {run: [p.position(item, tokenizer, tokens) for p in alike] for run, tokens in prompts.items()}
+        runs = {run: record(network, tokens, modules, at[run]) for run, tokens in ids.items()}
         fits = len(prompts["clean"]) == len(prompts["corrupted"])
         sites = [name for name in modules if fits or name == "lm_head"]
-        at = {run: [p.position(item, tokenizer, tokens) for p in alike] for run, tokens in prompts.items()}
         for direction in directions:
             base, source = ("corrupted", "clean") if direction == "denoising" else ("clean", "corrupted")
             patched = replay(network, ids[base], {site: runs[source][site] for site in sites}, at[base])
             for number, protocol in enumerate(alike):
                 scored = protocol.scored(item, tokenizer)
-                ends = [phrase_difference(runs[r]["lm_head"][0, at[r][number]], scored).item() for r in ids]
+                ends = [phrase_difference(runs[r]["lm_head"][0, number], scored).item() for r in ids]
                 reached = dict(zip(sites, phrase_difference(patched[:, number], scored).tolist(), strict=True))
                 labels = (item.name, protocol.name, direction)
                 rows += [(*labels, *site, *ends, *_outcome(reached, site[0])) for site in modules.items()]
@@ -239,11 +239,11 @@ def _outcome(reached: dict[str, float], site: str) -> tuple[float, str]:
     return (reached[site], "") if site in reached else (float("nan"), "shape error")
 
 
-def record(network: NNsight, tokens: Tensor, modules: dict[str, str]) -> dict[str, Tensor]:
-    """The output of every module in a run of one prompt, `(1, positions, …)`."""
+def record(network: NNsight, tokens: Tensor, modules: dict[str, str], positions: list[int]) -> dict[str, Tensor]:
+    """The output of every module in a run of one prompt, `(1, positions, …)`; the unembedding's at `positions` only."""
     recorded: dict[str, Tensor] = {}
     with torch.no_grad():
-        with network.trace(tokens, use_cache=False):
+        with network.trace(tokens, use_cache=False, logits_to_keep=torch.tensor(positions)):
             for name in modules:
                 recorded[name] = network.get(name).output.clone().save()
     return recorded
@@ -252,15 +252,14 @@ def record(network: NNsight, tokens: Tensor, modules: dict[str, str]) -> dict[st
 def replay(network: NNsight, tokens: Tensor, values: dict[str, Tensor], positions: list[int]) -> Tensor:
     """The logits `(modules, positions read, vocabulary)` of one prompt, once for every module that is replayed in it.
 
-    Row i of the batch is the run in which the i-th module alone gives its value; `values` are in forward order.
+    Row i of the batch is the run in which the i-th module alone gives its value; `values` are in forward order. Logits
+    that nobody reads are not computed, so the unembedding is replayed where it is read.
     """
     with torch.no_grad():
-        with network.trace(tokens.expand(len(values), -1), use_cache=False):
+        with network.trace(tokens.expand(len(values), -1), use_cache=False, logits_to_keep=torch.tensor(positions)):
             for row, (name, value) in enumerate(values.items()):
-                # From the end, where alone two prompts of unequal length can be laid over each other.
-                shared = min(tokens.shape[1], value.shape[1])
-                network.get(name).output[row, -shared:] = value[0, -shared:]
-            logits = network.output.logits[:, positions].save()
+                network.get(name).output[row] = value[0]
+            logits = network.output.logits.save()
     return logits
 
 

@@ -25,18 +25,18 @@ profile_name = "mini"
 overrides = ""
 
 # %%
-import pandas as pd
+import torch
 
 from helpers.artifacts import read_table, write_table
-from helpers.audit import alarm_table, audit, deviation, rank_table
+from helpers.audit import alarm_table, audit, deviation, examine, rank_table, studied_networks
 from helpers.claimed import published_comparison, site_profile
 from helpers.config import Paths, load_profile
 from helpers.figures import save_figure
 from helpers.flaws import CONTRAST, flaw_table, survivors
-from helpers.isolations import isolation_profile, moves_table, planned
-from helpers.models import load_base, load_model, untrained_twin
+from helpers.isolations import isolation_profile, moves_table, single_moves
+from helpers.models import load_base
 from helpers.progress import track
-from helpers.published import describe_items, published_sweep
+from helpers.published import describe_items
 from helpers.report import box, paragraph, percent, save_findings, table, tiny
 from helpers.training import planned_runs
 
@@ -54,6 +54,7 @@ folder = paths.data / "published"
 
 # %%
 base, tokenizer = load_base(profile.model, paths)
+base.to(torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu")
 table(describe_items(tokenizer))
 
 # %% [markdown]
@@ -64,20 +65,15 @@ table(describe_items(tokenizer))
 # protocol is read and scored in seven other ways, of which more below.
 
 # %%
-networks = {("base", "base"): base}
-for run in planned_runs(profile.finetune):
-    networks["fine-tuned", run.name] = load_model(paths.data / "models" / run.name)[0]
-for number in range(networks_drawn):
-    networks["untrained", f"untrained-{number}"] = untrained_twin(base, seed=number)
-sweeps = []
-for (group, name), network in track(networks.items(), "published protocol", total=len(networks)):
-    for item, protocols in planned(tokenizer):
-        rows = published_sweep(network, tokenizer, item, protocols=protocols)
-        sweeps.append(rows.assign(group=group, network=name))
-sweep = pd.concat(sweeps, ignore_index=True)
-found = audit(sweep, networks, tokenizer, read_table(paths.data / "training" / "padding.parquet"))
+runs = [run.name for run in planned_runs(profile.finetune)]
+networks = studied_networks(base, runs, paths.data / "models", untrained=networks_drawn)
+examined = [
+    examine(network, tokenizer, group=group, network=name)
+    for group, name, network in track(networks, "published protocol", total=1 + len(runs) + networks_drawn)
+]
+found = audit(examined, base, tokenizer, read_table(paths.data / "training" / "padding.parquet"))
 write_table(folder / "sweep.parquet", found.published)
-write_table(folder / "isolations.parquet", sweep)
+write_table(folder / "isolations.parquet", found.sweep)
 
 # %%
 caption = (
@@ -157,7 +153,7 @@ after = found.contrast[~found.contrast["in_question"] & (found.contrast["group"]
 by_token = after.groupby("position")["difference"].agg(lambda values: values.abs().median())
 paragraph(f"""
 Read before the answer begins, the clean and the corrupted run of the associative item differ by {tiny(before)} in all
-{len(networks)} networks: **all that the protocol traces is the answer it has put into the prompt.** Read inside the
+{len(examined)} networks: **all that the protocol traces is the answer it has put into the prompt.** Read inside the
 answer, they differ by {by_token.min():.2f} to {by_token.max():.2f} (median size over fine-tuned runs, token by token),
 after the full stop by {by_token.iloc[-1]:.2f}.""")
 table(moves_table(found.moves), digits=2)
@@ -169,7 +165,7 @@ caption = (
 )
 save_figure(
     "03_one_change_at_a_time",
-    isolation_profile(sweep, layers=base.config.n_layer, item="associative"),
+    isolation_profile(found.sweep, layers=base.config.n_layer, item="associative"),
     drawing="null_bars",
     site="protocol",
     facet="site",
@@ -183,7 +179,7 @@ save_figure(
 )
 
 # %%
-tuned = found.moves[(found.moves["group"] == "fine-tuned") & (found.moves["largest"] > 0)]
+tuned = single_moves(found.moves)
 most = tuned.sort_values("median").iloc[-1]
 isolation_text = f"""
 Changed alone, a choice of the protocol moves the recovery of a fine-tuned model by a median of

@@ -16,17 +16,18 @@ from helpers.audit import (
     copied_tokens,
     deviation,
     distance_from_linear,
+    examine,
     false_alarms,
     null_intervals,
     published_in_null,
     rank_table,
     same_cut,
+    studied_networks,
     twin_move,
 )
 from helpers.flaws import flaw_table, survivors
-from helpers.isolations import planned
-from helpers.models import random_model, untrained_twin
-from helpers.published import PUBLISHED_ITEMS, published_sweep
+from helpers.models import random_model, save_model, untrained_twin
+from helpers.published import PUBLISHED_ITEMS
 
 FC, ATTN = "transformer.h.0.mlp.c_fc", "transformer.h.0.attn.c_attn"
 
@@ -43,16 +44,11 @@ def small():
     """An audit of one base, two "fine-tuned" and three untrained networks that are all untrained."""
     tokenizer = real_tokenizer("embedded")
     base = random_model(len(tokenizer), layers=2, width=16, heads=2, positions=32, seed=0)
-    networks = {("base", "base"): base}
-    networks |= {("fine-tuned", f"run-{n}"): untrained_twin(base, seed=50 + n) for n in range(2)}
-    networks |= {("untrained", f"untrained-{n}"): untrained_twin(base, seed=n) for n in range(3)}
-    tables = [
-        published_sweep(network, tokenizer, item, protocols=protocols).assign(group=group, network=name)
-        for (group, name), network in networks.items()
-        for item, protocols in planned(tokenizer)
-    ]
-    padding = pd.DataFrame({"share": [0.4, 0.6]})
-    return audit(pd.concat(tables, ignore_index=True), networks, tokenizer, padding)
+    networks = [("base", "base", base)]
+    networks += [("fine-tuned", f"run-{n}", untrained_twin(base, seed=50 + n)) for n in range(2)]
+    networks += [("untrained", f"untrained-{n}", untrained_twin(base, seed=n)) for n in range(3)]
+    examined = [examine(network, tokenizer, group=group, network=name) for group, name, network in networks]
+    return audit(examined, base, tokenizer, pd.DataFrame({"share": [0.4, 0.6]}))
 
 
 def test_modules_that_print_alike_overwrite_one_another():
@@ -183,3 +179,16 @@ def test_a_verdict_follows_its_numbers(small):
     changed = "\n".join(survivors(type(small)(**(vars(small) | {"figures": far, "moves": still}))))
     assert "but not at every module" in changed and "outside: none" not in changed
     assert "weighs less than its finding" in changed
+
+
+def test_the_networks_studied_are_the_base_every_run_and_the_untrained_twins(tmp_path):
+    tokenizer = real_tokenizer("embedded")
+    base, run = (random_model(len(tokenizer), layers=1, width=8, heads=2, positions=32, seed=s) for s in (5, 7))
+    save_model(run, tokenizer, tmp_path / "one-seed0")
+    found = list(studied_networks(base, ["one-seed0"], tmp_path, untrained=2))
+    assert [(group, name) for group, name, _ in found] == [
+        ("base", "base"), ("fine-tuned", "one-seed0"), ("untrained", "untrained-0"), ("untrained", "untrained-1")
+    ]  # fmt: skip
+    weights = [network.transformer.wte.weight for *_, network in found]
+    assert torch.equal(weights[0], base.transformer.wte.weight) and torch.equal(weights[1], run.transformer.wte.weight)
+    assert not torch.equal(weights[2], weights[3]) and not torch.equal(weights[2], weights[0])

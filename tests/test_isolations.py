@@ -18,6 +18,7 @@ from helpers.isolations import (
     moves_table,
     planned,
     protocol_ranges,
+    single_moves,
 )
 from helpers.published import PUBLISHED, published_sweep
 
@@ -117,3 +118,9 @@ def test_the_two_runs_are_equal_to_the_bit_until_the_answer_begins():
     published = published_sweep(model, tokenizer, EQUAL).iloc[0]
     assert last["difference"] == pytest.approx(published["clean"] - published["corrupted"], abs=1e-5)
     assert (last["clean"], last["corrupted"]) == ("w23", "w33")
+
+
+def test_single_moves_are_of_one_change_that_changes_something_in_one_group():
+    values = flat(0.0) | {"first token": (0.4, 0.2), "all of these": (5.0, 5.0)}
+    moved = moves(pd.DataFrame(rows(values) + rows(values, group="untrained")))
+    assert single_moves(moved)["protocol"].tolist() == ["first token", "spaced"]  # and back to 0 by the next change
