@@ -158,12 +158,11 @@ II′ without. The end of a text, which II never scores, costs: {ends}.""")
 # ## When are the facts learnt?
 
 # %%
-wordings = {"seen": "read", "development": "development", "test": "test"}
+read = "seen" if items["pmid"].notna().any() else "read"  # of mined facts no record says the wordings called seen
+wordings = {"seen": read, "development": "development", "test": "test"}
 named = history.rename(columns={f"{group}_accuracy": wording for group, wording in wordings.items()})
 probes = named.melt(keys, list(wordings.values()), "wording", "share").replace({"configuration": RUN_TITLES})
-caption = (
-    "Facts answered right during training, in a wording that was read and in two that were not; 0 is the base model."
-)
+caption = f"Facts answered right in training, in a {read} wording and in two that were not read; 0 is the base model."
 draw("02_probe", probes, drawing="curves", y="share", hue="wording", ylabel="share answered right", caption=caption)
 
 # %%
@@ -176,8 +175,8 @@ held_out = "; ".join(
     if group != "seen"
 )
 paragraph(f"""
-In the runs of II′, {held_out} when training stops, against {percent(last["seen_accuracy"])} in the wording that was
-read (means over {len(settings.corrected_2.seeds)} seeds).""")
+In the runs of II′, {held_out} when training stops, against {percent(last["seen_accuracy"])} in the {read}
+wording (means over {len(settings.corrected_2.seeds)} seeds).""")
 
 # %%
 parts = {f"{kind}_{group}_accuracy": (kind, wording) for kind in ("definitional", "associative")
@@ -212,7 +211,7 @@ table(by_kind.reset_index()[["configuration", "kind", "seen", "development", "te
 share, base_share = shares(knowledge, ["configuration", "group"]), shares(knowledge, ["configuration"])["base"]
 known = {name: f"{percent(share[name, 'seen'])} and {percent(share[name, 'test'])}" for name in RUN_TITLES}
 text = f"""
-The analysed model answers **{percent(share[ANALYSED, "seen"])}** of the items right in wordings it read and
+The analysed model answers **{percent(share[ANALYSED, "seen"])}** of the items right in {read} wordings and
 **{percent(share[ANALYSED, "test"])}** in test wordings it never read (mean over {len(settings.corrected_2.seeds)}
 seeds); before fine-tuning the base model answers {percent(base_share)}. The others reach {known["configuration_1"]}
 (I), {known["configuration_2"]} (II) and {known["corrected_1"]} (I′)."""
