@@ -2,7 +2,8 @@
 
 A claim is a region in which some quantity should lie. With the 95 % interval of the corrected estimate, over items:
 
-    supported   the interval lies inside the region, and beyond the null's central 95 % by at least MARGIN
+    supported   the interval lies inside the region, and beyond the null's central 95 % by at least MARGIN (but for
+                claims that something is small, which a null's size does not speak against)
     refuted     the interval and the region have nothing in common
     undecided   anything else, or a quantity that is not defined
 
@@ -112,8 +113,10 @@ def verdict(estimate: Estimate, region: Region) -> str:
     if estimate.high < region.low or estimate.low > region.high:
         return "refuted"
     inside = region.low <= estimate.low and estimate.high <= region.high
-    beyond = math.isnan(estimate.null_low) or (
-        estimate.low >= estimate.null_high + MARGIN or estimate.high <= estimate.null_low - MARGIN
+    beyond = (
+        math.isnan(estimate.null_low)
+        or region.low == -math.inf
+        or (estimate.low >= estimate.null_high + MARGIN or estimate.high <= estimate.null_low - MARGIN)
     )
     return "supported" if inside and beyond else "undecided"
 
@@ -143,7 +146,8 @@ def corrected_estimates(measured: Mapping[str, pd.DataFrame], *, arm: str, stati
     options = {"item": "item_id", **statistics}
     indices = localisation_indices(layers, by=["seed", "item_id", "kind"], sites=["component", "layer"]).dropna()
     taking_part = indices.assign(numerator=indices["participation"], denominator=1.0)
-    stronger = clean.assign(numerator=clean["numerator"] / clean["numerator"].mean())
+    scale = clean.groupby("item_id")["numerator"].mean().mean()
+    stronger = clean.assign(numerator=clean["numerator"] / scale)
     apart = contrasts(taking_part.assign(arm=arm), by=["arm"], kinds=KINDS[::-1], **options).iloc[0]
     clearer = contrasts(stronger, by=["arm"], kinds=KINDS, **options).iloc[0]
     spread = layer_range(layers[layers["component"] == "mlp_out"], **options)
@@ -170,8 +174,9 @@ def _at_site(sites: pd.DataFrame, name: str, kind: str, options: Mapping) -> Est
     here = sites[(sites["sites"] == name) & (sites["kind"] == kind)]
     found = recovery_intervals(here[here["network"] != "untrained"], by=["network"], **options).set_index("network")
     ends = [found.loc[other, ["low", "high"]].tolist() for other in found.index if other != "fine-tuned"]
-    drawn = here[here["network"] == "untrained"].groupby("draw")[["numerator", "denominator"]].mean()
-    if len(drawn):
+    untrained = here[here["network"] == "untrained"]
+    if len(untrained):
+        drawn = untrained.groupby("draw")[["numerator", "denominator"]].mean()
         tail = (1 - options["confidence"]) / 2
         ends.append((drawn["numerator"] / drawn["denominator"]).quantile([tail, 1 - tail]).tolist())
     lows, highs = zip(*ends, strict=True) if ends else ((math.nan,), (math.nan,))

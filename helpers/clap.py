@@ -91,7 +91,8 @@ def measure_nulls(model, base, selection: Selection, *, settings: Patching, seed
         drawn.append(_at_claimed_sites(twin, pairs, budget).assign(draw=draw))
         if draw == 0:
             effects["untrained"] = measure_effects(twin, pairs, **options)
-    sites["untrained"] = pd.concat(drawn, ignore_index=True)
+    if drawn:
+        sites["untrained"] = pd.concat(drawn, ignore_index=True)
     return {
         "effects": _labelled(effects, selection),
         "sites": _labelled({name: in_units_of(table, own) for name, table in sites.items()}, selection),

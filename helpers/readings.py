@@ -59,11 +59,11 @@ def networks(curves: pd.DataFrame, own: pd.DataFrame) -> str:
     most = nulls.loc[nulls.groupby("network")["recovery"].idxmax()]
     reach = [f"{r.network} {r.recovery:.2f} ({r.component} {r.layer}, {r.kind})" for r in most.itertuples()]
     apart = ", ".join(f"{r['network']}, {r['kind']}: {with_interval(r)}" for _, r in own.iterrows())
-    strangers = own[own["network"] == "shuffled donor"]
+    strangers = own.loc[own["network"] == "shuffled donor", "high"].max()
     return f"""The share recovered peaks as follows. {"; ".join(said)}. The most that a null recovers anywhere, in the
         fine-tuned model's unit: {", ".join(reach)}. In each network's own unit, MLP 0 recovers: {apart}. What
         shuffled donors recover is the loss of the wrong answer, not the return of the right one: at MLP 0 a share of up
-        to {strangers["high"].max():.2f} is no evidence that the site carries the answer. The study reports 56 % for it,
+        to {strangers:.2f} is no evidence that the site carries the answer. The study reports 56 % for it,
         from one item."""
 
 
@@ -103,11 +103,12 @@ def heads(strength: pd.DataFrame, knocked: pd.DataFrame) -> str:
         against = f"""{len(negative)} of {len(noising)} heads work against the answer (knocking one out helps it, by a
             hundredth or more), most of all {lead["layer"]}.{lead["head"]} ({with_interval(lead)})"""
     together = "; ".join(f"{r['group']}: {with_interval(r)}" for _, r in knocked.iterrows())
-    repair = "They add up: there is no sign of self-repair among them"
-    if (knocked["low"] > 1 + APART).any():
-        repair = "More is lost together than one by one: others repair what is knocked out alone"
-    elif (knocked["high"] < 1 - APART).any():
-        repair = "Less is lost together than one by one: the heads repeat one another"
+    repair = {
+        "more": "More is lost together than one by one: others repair what is knocked out alone",
+        "less": "Less is lost together than one by one: the heads repeat one another",
+        "adds": "They add up within a tenth: there is no sign of self-repair among them",
+        "open": "It is not decided whether single knock-outs are repaired",
+    }[_added_up(knocked)]
     return f"""The strongest head is {" and ".join(said)}. {against}. Knocked out together, over the sum of single ones
         (heads chosen on exploratory items): {together}. {repair}."""
 
@@ -135,7 +136,10 @@ def streams(parts: pd.DataFrame, distances: pd.DataFrame) -> str:
     (component, layer), top = means.idxmax(), means.max()
     at_last = distances[distances["role"] == "last"].groupby("layer")["relative"].mean()
     apart = at_last[at_last > APART]
-    begins = f"from what enters block {apart.index.min()} on" if len(apart) else "nowhere"
+    begins = "nowhere by a tenth of their length"
+    if len(apart):
+        last = apart.index.min() == at_last.index.max()  # beyond the last block, where none is entered
+        begins = "in what leaves the last block alone" if last else f"first in what enters block {apart.index.min()}"
     return f"""Of a clean logit difference of {whole:.1f}, {component} {layer} writes {top:.1f} directly
         ({100 * top / whole:.0f} %). At the last position clean and corrupted runs differ {begins}; at the end they are
         {at_last.iloc[-1]:.2f} of their own length apart."""
@@ -144,12 +148,23 @@ def streams(parts: pd.DataFrame, distances: pd.DataFrame) -> str:
 def adding(ratios: pd.DataFrame) -> str:
     """Whether single effects add up; `ratios` are intervals of joint over added, by group and direction."""
     said = "; ".join(f"{r['group']} layers, {r['direction']}: {with_interval(r)}" for _, r in ratios.iterrows())
-    off = ratios[(ratios["low"] > 1 + APART) | (ratios["high"] < 1 - APART)]
-    lesson = "So they add, within a tenth"
-    if len(off):
-        which = " and ".join(sorted(set(off["group"])))
+    lesson = {"adds": "So they add, within a tenth", "open": "Whether they add is not decided"}.get(_added_up(ratios))
+    if lesson is None:
+        found = {group: _added_up(part) for group, part in ratios.groupby("group")}
+        which = " and ".join(group for group, how in found.items() if how in ("more", "less"))
         lesson = f"So for {which} layers they do not add, and shares of single layers are not parts of one whole"
     return f"All layers patched together, over the sum of each patched alone: {said}. {lesson}."
+
+
+def _added_up(ratios: pd.DataFrame) -> str:
+    """Of intervals of joint over added: `more` or `less` if one is clear of 1 by APART, `adds` if all are near it."""
+    defined = ratios[ratios["defined"]]
+    if (defined["low"] > 1 + APART).any():
+        return "more"
+    if (defined["high"] < 1 - APART).any():
+        return "less"
+    near = (defined["low"] >= 1 - APART) & (defined["high"] <= 1 + APART)
+    return "adds" if near.all() and len(defined) == len(ratios) else "open"
 
 
 def contrast(table: pd.DataFrame) -> str:

@@ -50,6 +50,7 @@ NULL = (-0.25, 0.4)
         ((-0.3, -0.1), (), (0.0, math.inf), "refuted"),
         ((-9.0, 0.1), (), (-math.inf, 0.236), "supported"),
         ((-0.1, 0.3), (), (-math.inf, 0.236), "undecided"),
+        ((-0.1, 0.1), NULL, (-math.inf, 0.236), "supported"),  # that something is small needs no null
     ],
 )
 def test_a_verdict_at_the_edges_of_the_rule(interval, null, region, expected):

@@ -26,6 +26,7 @@ def site_cells(stream=(1.0, 1.02), mlp=(0.11, 0.7), noising=(0.11, 0.7)) -> pd.D
     for layer in (0, 1):
         for kind, less in (("definitional", 0.0), ("associative", 0.05)):
             values["denoising", kind, "resid_pre", "last", layer] = stream[layer]
+            values["noising", kind, "resid_pre", "last", layer] = -stream[layer]
             values["denoising", kind, "mlp_out", "subject_last", layer] = mlp[layer] - less
             values["noising", kind, "mlp_out", "subject_last", layer] = mlp[layer] - less if less else noising[layer]
             for direction in ("denoising", "noising"):
@@ -133,11 +134,7 @@ def test_heads_that_work_against_the_answer_and_none_that_does():
     text = said(readings.heads(head_strength(STRONG, ("noising", 0, 0, -0.005, -0.006, -0.004)), together))
     assert "No head works against the answer" in text
     # By denoising a negative head is another thing, and is not counted.
-    odd = (
-        head_strength(STRONG)
-        .replace({"denoising": "denoising"})
-        .assign(high=lambda t: t["high"].where(t["layer"] > 0, -1))
-    )
+    odd = head_strength(STRONG).assign(high=lambda t: t["high"].where(t["layer"] > 0, -1))
     assert "No head works against the answer" in said(readings.heads(odd, together))
 
 
@@ -207,9 +204,13 @@ def test_streams_and_where_runs_begin_to_differ():
     text = said(readings.streams(parts, distances))
     # 9 and 11 of all parts but heads; the MLP of block 1 writes 4 in both pairs, attention 2 and 4.
     assert "Of a clean logit difference of 10.0, mlp_out 1 writes 4.0 directly (40 %)" in text
-    assert "differ from what enters block 2 on; at the end they are 0.50 of their own length apart" in text
+    assert "differ first in what enters block 2; at the end they are 0.50 of their own length apart" in text
     alike = distances.assign(relative=distances["relative"] / 10)
-    assert "clean and corrupted runs differ nowhere; at the end they are 0.05" in said(readings.streams(parts, alike))
+    assert "runs differ nowhere by a tenth of their length; at the end they are 0.05" in said(
+        readings.streams(parts, alike)
+    )
+    late = distances.assign(relative=distances["relative"].where(distances["layer"] == 3, 0.0))
+    assert "runs differ in what leaves the last block alone; at the end" in said(readings.streams(parts, late))
 
 
 def ratios(*rows) -> pd.DataFrame:
