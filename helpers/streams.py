@@ -81,10 +81,13 @@ def _in_chunks(model, pairs: Sequence[PromptPair], measure, row_budget: int | No
 
 
 def _contributions(traced: Traced, run: Run, chunk: Sequence[PromptPair]) -> pd.DataFrame:
+    """`direct_attribution` of pairs of one length."""
     head, norm = traced.model.get_output_embeddings(), traced.model.get_submodule(traced.architecture.final_norm)
     answer, foil = (torch.tensor([getattr(pair, name)[0] for pair in chunk]) for name in ("answer", "foil"))
     towards = (head.weight[answer] - head.weight[foil]).float()
-    added = 0 if head.bias is None else (head.bias[answer] - head.bias[foil]).float()
+    added = torch.zeros_like(towards[:, 0])
+    if head.bias is not None:
+        added += (head.bias[answer] - head.bias[foil]).float()
     centred = isinstance(norm, nn.LayerNorm)  # the others are RMS normalisations: no mean is taken off, no bias added
     scaled = towards * norm.weight.float()
     final = run.final.float()
@@ -96,9 +99,9 @@ def _contributions(traced: Traced, run: Run, chunk: Sequence[PromptPair]) -> pd.
         return ((part * scaled).sum(-1) * scale).cpu().numpy()
 
     if centred and norm.bias is not None:
-        added = added + (towards * norm.bias.float()).sum(-1)
+        added += (towards * norm.bias.float()).sum(-1)
     rows = [("embedding", 0, pd.NA, said(run.sites["resid_pre", 0][:, -1]))]
-    rows.append(("bias", 0, pd.NA, np.broadcast_to(np.asarray(added, dtype=np.float32), len(chunk))))
+    rows.append(("bias", 0, pd.NA, added.cpu().numpy()))
     for layer in range(layer_count(traced.model)):
         rows += [(name, layer, pd.NA, said(run.sites[name, layer][:, -1])) for name in ("attn_out", "mlp_out")]
         project = traced.block_module(layer, traced.architecture.head_projection)
