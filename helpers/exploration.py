@@ -20,7 +20,7 @@ from helpers.architectures import layer_count
 from helpers.artifacts import locked_file, read_table, write_table
 from helpers.config import Model, Paths, load_profile
 from helpers.metrics import recovery_table
-from helpers.models import ModelError, base_folder, load_base
+from helpers.models import ModelError, accelerator, base_folder, load_base
 from helpers.pairs import PromptPair
 from helpers.patching import measure_runs, sweep
 from helpers.stages import WITHOUT_FOLDER
@@ -115,7 +115,7 @@ def settings_of(name: str, paths: Paths) -> Model:
 def load_named(name: str, paths: Paths):
     """The model of a name and its tokenizer, on the accelerator where there is one; raises ModelError."""
     model, tokenizer = load_base(settings_of(name, paths), paths)
-    return model.to(torch.accelerator.current_accelerator() or "cpu"), tokenizer
+    return model.to(accelerator()), tokenizer
 
 
 def known_models(paths: Paths) -> list[str]:

@@ -127,6 +127,11 @@ def save_model(model, tokenizer, folder: Path, *, half: bool = False) -> None:
         tokenizer.save_pretrained(temporary)
 
 
+def accelerator() -> torch.device:
+    """Where models are run: the accelerator, or the processor where there is none."""
+    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+
+
 def random_model(vocabulary: int, *, layers: int, width: int, heads: int, positions: int, seed: int) -> GPT2LMHeadModel:
     """A GPT-2 with untrained weights; the global random state is left as it was."""
     configuration = GPT2Config(

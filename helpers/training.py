@@ -19,7 +19,6 @@ from functools import partial
 from pathlib import Path
 
 import pandas as pd
-import torch
 
 from helpers.artifacts import fingerprint, read_json, read_table, sha256_tree, write_bytes, write_json
 from helpers.checkpoints import CheckpointError
@@ -29,7 +28,7 @@ from helpers.examples import Split, split
 from helpers.finetune import fine_tune
 from helpers.items import taught_items, watched_items
 from helpers.modelcard import Provenance, model_card, provenance
-from helpers.models import base_folder, load_base, load_model, save_model
+from helpers.models import accelerator, base_folder, load_base, load_model, save_model
 from helpers.stages import StageError, locked
 from helpers.trainer import FineTuningError, precision_used, this_process
 
@@ -146,8 +145,7 @@ def train_run(folder: Path, run: Run, *, key: str, load: Callable, base: str, pr
             shutil.rmtree(checkpoints, ignore_errors=True)
             log(f"saved after {minutes:.1f} minutes")
         state.wait_for_everyone()
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
-    return pd.DataFrame(read_json(record)["history"]), load_model(folder)[0].to(device)
+    return pd.DataFrame(read_json(record)["history"]), load_model(folder)[0].to(accelerator())
 
 
 def main(arguments: Sequence[str] | None = None, *, root: Path = ROOT) -> int:

@@ -25,7 +25,6 @@ profile_name = "mini"
 overrides = ""
 
 # %%
-import torch
 
 from helpers.artifacts import read_table, write_table
 from helpers.audit import alarm_table, audit, deviation, examine, rank_table, studied_networks
@@ -34,7 +33,7 @@ from helpers.config import Paths, load_profile
 from helpers.figures import save_figure
 from helpers.flaws import CONTRAST, flaw_table, survivors
 from helpers.isolations import isolation_profile, moves_table, single_moves
-from helpers.models import load_base
+from helpers.models import accelerator, load_base
 from helpers.progress import track
 from helpers.published import describe_items
 from helpers.report import box, paragraph, percent, save_findings, table, tiny
@@ -54,7 +53,7 @@ folder = paths.data / "published"
 
 # %%
 base, tokenizer = load_base(profile.model, paths)
-base.to(torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu")
+base.to(accelerator())
 table(describe_items(tokenizer))
 
 # %% [markdown]

@@ -42,7 +42,7 @@ from helpers.experiment import head_recovery, in_units_of, role_recovery, select
 from helpers.figures import save_figure
 from helpers.items import taught_items
 from helpers.localisation import index_contrasts
-from helpers.models import load_base, load_model
+from helpers.models import accelerator, load_base, load_model
 from helpers.pairs import ROLES
 from helpers.progress import step
 from helpers.report import paragraph, save_findings, table
@@ -64,9 +64,10 @@ draw = partial(save_figure, paths=paths, plumbing=profile.model.plumbing, seed=s
 # whatever they show is not knowledge from fine-tuning.
 
 # %%
-base, parts, excluded = load_base(profile.model, paths)[0], [], []
+base, parts, excluded = load_base(profile.model, paths)[0].to(accelerator()), [], []
 for seed in seeds:
     model, tokenizer = load_model(paths.data / "models" / f"{ANALYSED}-seed{seed}")
+    model.to(accelerator())
     taught, first = taught_items(items, seed=seed), seed == seeds[0]
     selection = select_pairs(model, tokenizer, taught, settings=profile.items)
     excluded.append(selection.excluded.assign(seed=seed))
