@@ -89,8 +89,13 @@ def test_a_character_of_several_tokens_belongs_to_the_subject_as_a_whole(tokeniz
     assert not table["clean"].str.contains("\ufffd").any()
 
 
-@given(*[st.text("aéèβ€ n", min_size=1, max_size=6)] * 2)
-def test_characters_of_several_tokens_never_stand_in_the_way_of_a_pair(tokenizer, first, second):
+# Characters of as many bytes, so that most draws have as many tokens.
+ALIKE = [(a, b) for a in "aéèβ€ń n" for b in "aéèβ€ń n" if len(a.encode()) == len(b.encode())]
+
+
+@given(st.lists(st.sampled_from(ALIKE), min_size=1, max_size=6))
+def test_characters_of_several_tokens_never_stand_in_the_way_of_a_pair(tokenizer, characters):
+    first, second = ("".join(side) for side in zip(*characters, strict=True))
     clean, corrupted = f"on{first}x denotes", f"on{second}x denotes"
     table = align(tokenizer, clean, corrupted)
     assume(not length_differences(table) and clean != corrupted)
