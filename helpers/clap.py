@@ -15,8 +15,14 @@ from helpers.architectures import layer_count
 from helpers.claims import claimed_sites
 from helpers.config import Items, Patching
 from helpers.crossmodel import cross_model_effects
-from helpers.donors import shuffled_donors
-from helpers.experiment import Selection, in_units_of, measure_effects, select_pairs, shuffled_effects
+from helpers.experiment import (
+    Selection,
+    clean_differences,
+    in_units_of,
+    measure_effects,
+    select_pairs,
+    strangers_of,
+)
 from helpers.interactions import all_layers, joint_effects, top_heads
 from helpers.metrics import with_effects
 from helpers.models import untrained_twin
@@ -31,24 +37,23 @@ def measure_tuned(model, selection: Selection, *, settings: Patching, all_metric
     """The fine-tuned model itself, by table: effects, sites, joint, direct, distances, clean.
 
     effects: helpers.experiment.measure_effects in the profile's directions; with `all_metrics`, METRICS by denoising.
-    sites: claims.claimed_sites by denoising. joint: all MLPs, and all attention, beside the sum of single layers.
-    direct, distances: helpers.streams. clean: the logit difference of the clean run.
+    sites: claims.claimed_sites by denoising. joint: all MLPs, all attention, and both, beside the sum of single ones.
+    direct, distances: helpers.streams. clean: the clean logit difference of all that was asked.
     """
     pairs, budget = selection.pairs, settings.row_budget
     effects = [measure_effects(model, pairs, settings=settings, directions=settings.directions)]
     if all_metrics:
         others = METRICS[1:]
         effects.append(measure_effects(model, pairs, settings=settings, directions=("denoising",), metrics=others))
-    layers = {"feed-forward": all_layers(model, "mlp_out"), "attention": all_layers(model, "attn_out")}
-    runs = measure_runs(model, pairs, metrics=("logit_difference",), row_budget=budget).query("run == 'clean'")
-    clean = runs.drop(columns="run").rename(columns={"logit_difference": "numerator"}).assign(denominator=1.0)
+    mlps, attention = all_layers(model, "mlp_out"), all_layers(model, "attn_out")
+    layers = {"feed-forward": mlps, "attention": attention, "both": [*attention, *mlps]}
     tables = {
         "effects": pd.concat(effects, ignore_index=True),
         "sites": _at_claimed_sites(model, pairs, budget),
         "joint": joint_effects(model, pairs, layers, directions=settings.directions, row_budget=budget),
         "direct": direct_attribution(model, pairs, row_budget=budget),
         "distances": run_distances(model, pairs, row_budget=budget),
-        "clean": clean,
+        "clean": clean_differences(model, selection, row_budget=budget),
     }
     return {name: _described(table, selection, "fine-tuned") for name, table in tables.items()}
 
@@ -69,33 +74,33 @@ def measure_heads(
 
 
 def measure_nulls(model, base, selection: Selection, *, settings: Patching, seed: int) -> dict[str, pd.DataFrame]:
-    """The same pairs in networks without the facts: effects and sites by `network`, in their own logits.
+    """The same pairs in networks without the facts: effects, sites and clean by `network`.
 
     base model, shuffled donor (the fine-tuned model, patched from an unrelated item), and untrained networks: one for
-    the effects, as many as the profile asks for at the claimed sites (`draw`). `sites` have the denominators of the
-    fine-tuned model, effects their own network's.
+    the effects, as many as the profile asks for at the claimed sites (`draw`). Effects have the denominators of their
+    own network, sites those of the fine-tuned model, and so has the shuffled donor in both. A null that no pair can be
+    made for is left out.
     """
     pairs, budget, options = selection.pairs, settings.row_budget, {"settings": settings, "directions": ("denoising",)}
-    strangers, own = shuffled_donors(pairs, seed=seed), _at_claimed_sites(model, pairs, budget)
-    effects = {
-        "base": measure_effects(base, pairs, **options),
-        "shuffled donor": shuffled_effects(model, pairs, settings=settings, seed=seed),
-    }
-    sites = {
-        "base": _at_claimed_sites(base, pairs, budget),
-        "shuffled donor": _at_claimed_sites(model, strangers, budget),
-    }
+    own, strangers = _at_claimed_sites(model, pairs, budget), strangers_of(selection, seed=seed)
+    effects, sites = {"base": measure_effects(base, pairs, **options)}, {"base": _at_claimed_sites(base, pairs, budget)}
+    clean = {"base": clean_differences(base, selection, row_budget=budget)}
+    if strangers:
+        effects["shuffled donor"] = in_units_of(measure_effects(model, strangers, **options), own)
+        sites["shuffled donor"] = _at_claimed_sites(model, strangers, budget)
     drawn = []
     for draw in range(settings.untrained_networks):  # one at a time: twenty of a large model would not fit
         twin = untrained_twin(model, seed=draw)
         drawn.append(_at_claimed_sites(twin, pairs, budget).assign(draw=draw))
         if draw == 0:
             effects["untrained"] = measure_effects(twin, pairs, **options)
+            clean["untrained"] = clean_differences(twin, selection, row_budget=budget)
     if drawn:
         sites["untrained"] = pd.concat(drawn, ignore_index=True)
     return {
         "effects": _labelled(effects, selection),
         "sites": _labelled({name: in_units_of(table, own) for name, table in sites.items()}, selection),
+        "clean": _labelled(clean, selection),
     }
 
 

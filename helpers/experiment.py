@@ -6,10 +6,12 @@ difference must exceed the profile's minimum); nulls and the base model are then
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
+from scipy.stats import binomtest
 
 from helpers.answers import ANSWER_LOG_PROBABILITY, measure_answers, sweep_answers
 from helpers.config import Items, Patching
@@ -28,40 +30,92 @@ class ExperimentError(ValueError):
 
 @dataclass(frozen=True)
 class Selection:
-    """The pairs of one model, what is known of each (pair, item_id, kind, relation, arm), and which items are out."""
+    """The pairs of one model that enter, and all that it was asked.
+
+    `asked` are all pairs that could be made, `pairs` those of them that the rules let in. `described` has pair,
+    item_id, donor_id, kind, relation and arm of all asked; `excluded` item_id, kind and reason of every item left out.
+    """
 
     pairs: list[PromptPair]
+    asked: list[PromptPair]
     described: pd.DataFrame
     excluded: pd.DataFrame
 
 
 def select_pairs(model, tokenizer, items: pd.DataFrame, *, settings: Items, phase: str = "confirmatory") -> Selection:
-    """Pairs of one phase, in the profile's wording, that the model under study knows.
+    """Pairs of one phase, in the profile's wording, that the model under study knows; donors are of the item's own arm.
 
-    `excluded` has item_id, kind, reason. Raises ExperimentError when no pair is left, with the commonest reason.
+    Where the profile caps the pairs of a kind, they are drawn at random among those that the model knows. Raises
+    ExperimentError when no pair is left, with the commonest reason.
     """
     asked = items[items["wording_id"].str.endswith(f"-{settings.group}-{settings.wording}")]
     chosen = asked[asked["phase"] == phase].reset_index(drop=True)
-    if settings.max_pairs_per_kind is not None:
-        chosen = chosen.sort_values("item_id").groupby("kind").head(settings.max_pairs_per_kind)
-    pairs, unpaired = symmetric_replacement(chosen, tokenizer, seed=settings.seed)
-    reasons = dict(zip(unpaired["item_id"], unpaired["reason"], strict=True))
+    pairs, reasons = [], {}
+    for _, arm in chosen.groupby("arm"):
+        made, unpaired = symmetric_replacement(arm, tokenizer, seed=settings.seed)
+        pairs += made
+        reasons |= dict(zip(unpaired["item_id"], unpaired["reason"], strict=True))
+    entered = pairs
     if pairs and settings.minimum_clean_logit_difference is not None:
         clean = measure_runs(model, pairs, metrics=("logit_difference",)).query("run == 'clean'")
         known = set(clean.loc[clean["logit_difference"] > settings.minimum_clean_logit_difference, "pair"])
         rule = f"clean logit difference not above {settings.minimum_clean_logit_difference:g}"
-        reasons |= {pair.pair_id.split("/")[0]: rule for pair in pairs if pair.pair_id not in known}
-        pairs = [pair for pair in pairs if pair.pair_id in known]
+        reasons |= {_item_of(pair): rule for pair in pairs if pair.pair_id not in known}
+        entered = [pair for pair in pairs if pair.pair_id in known]
+    named = pd.DataFrame(
+        [(pair.pair_id, _item_of(pair), pair.donor_id) for pair in pairs], columns=["pair", "item_id", "donor_id"]
+    )
+    described = named.merge(chosen[["item_id", "kind", "relation", "arm"]], on="item_id", validate="one_to_one")
+    if settings.max_pairs_per_kind is not None:
+        drawn = _drawn(described, {pair.pair_id for pair in entered}, settings)
+        rule = f"beyond the {settings.max_pairs_per_kind} pairs that are drawn of a kind"
+        reasons |= {_item_of(pair): rule for pair in entered if pair.pair_id not in drawn}
+        entered = [pair for pair in entered if pair.pair_id in drawn]
     excluded = chosen[chosen["item_id"].isin(reasons)][["item_id", "kind"]]
     excluded = excluded.assign(reason=excluded["item_id"].map(reasons)).reset_index(drop=True)
-    if not pairs:
+    if not entered:
         common = excluded["reason"].mode().iat[0] if len(excluded) else "no item was asked in this wording"
         raise ExperimentError(
             f"Of {len(chosen)} {phase} items no pair is left to patch; the commonest reason: {common}."
         )
-    named = pd.DataFrame({"pair": [p.pair_id for p in pairs], "item_id": [p.pair_id.split("/")[0] for p in pairs]})
-    described = named.merge(chosen[["item_id", "kind", "relation", "arm"]], on="item_id", validate="one_to_one")
-    return Selection(pairs, described, excluded)
+    return Selection(entered, pairs, described, excluded)
+
+
+def _item_of(pair: PromptPair) -> str:
+    return pair.pair_id.split("/")[0]
+
+
+def _drawn(described: pd.DataFrame, among: set[str], settings: Items) -> set[str]:
+    """At most as many pairs of each arm and kind as the profile allows, by a hash of seed and item."""
+    rows = described[described["pair"].isin(among)]
+    rank = rows["item_id"].map(lambda item: hashlib.sha256(f"{settings.seed}|{item}".encode()).hexdigest())
+    first = rows.assign(rank=rank).sort_values("rank").groupby(["arm", "kind"]).head(settings.max_pairs_per_kind)
+    return set(first["pair"])
+
+
+def clean_differences(model, selection: Selection, *, row_budget: int | None) -> pd.DataFrame:
+    """What a model makes of every pair that was asked, known or not: pair, and its clean logit difference.
+
+    The columns numerator (the difference, in logits) and denominator (1) make its mean a ratio of means.
+    """
+    runs = measure_runs(model, selection.asked, metrics=("logit_difference",), row_budget=row_budget)
+    clean = runs[runs["run"] == "clean"].drop(columns="run")
+    return clean.rename(columns={"logit_difference": "numerator"}).assign(denominator=1.0).reset_index(drop=True)
+
+
+def shares_known(clean: pd.DataFrame, *, confidence: float) -> pd.DataFrame:
+    """Share of the asked items that a network prefers to the donor's answer, beside the half that chance gives.
+
+    `clean` has network, kind, item_id and numerator (clean logit difference); an item's seeds are averaged. One row per
+    network and kind: items, share, low, high (Wilson interval).
+    """
+    items = clean.groupby(["network", "kind", "item_id"])["numerator"].mean().gt(0)
+    rows = []
+    for (network, kind), known in items.groupby(level=["network", "kind"]):
+        interval = binomtest(int(known.sum()), len(known)).proportion_ci(confidence, method="wilson")
+        found = {"items": len(known), "share": known.mean(), "low": interval.low, "high": interval.high}
+        rows.append({"network": network, "kind": kind} | found)
+    return pd.DataFrame(rows)
 
 
 def why_excluded(excluded: pd.DataFrame) -> pd.DataFrame:
@@ -102,15 +156,13 @@ def measure_effects(
     return pd.concat(tables, ignore_index=True)[EFFECTS]
 
 
-def shuffled_effects(model, pairs: Sequence[PromptPair], *, settings: Patching, seed: int) -> pd.DataFrame:
-    """`measure_effects` by denoising with an unrelated item's activations, over the pairs' own denominators: a null."""
-    strangers = shuffled_donors(pairs, seed=seed)
-    if not strangers:
-        raise ExperimentError(f"None of {len(pairs)} pairs has a stranger of its own form to be patched from.")
-    effects = measure_effects(model, strangers, settings=settings, directions=("denoising",))
-    runs = measure_runs(model, pairs, metrics=("logit_difference",), row_budget=settings.row_budget)
-    ends = runs.pivot(index="pair", columns="run", values="logit_difference")
-    return effects.assign(denominator=effects["pair"].map(ends["clean"] - ends["corrupted"]))
+def strangers_of(selection: Selection, *, seed: int) -> list[PromptPair]:
+    """The pairs that enter, with shuffled donors of their own arm (helpers.donors); fewer, where there is none."""
+    arm = selection.described.set_index("pair")["arm"]
+    by_arm: dict[str, list[PromptPair]] = {}
+    for pair in selection.pairs:
+        by_arm.setdefault(arm[pair.pair_id], []).append(pair)
+    return [stranger for pairs in by_arm.values() for stranger in shuffled_donors(pairs, seed=seed)]
 
 
 def in_units_of(effects: pd.DataFrame, reference: pd.DataFrame) -> pd.DataFrame:

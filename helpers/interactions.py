@@ -2,8 +2,10 @@
 
 The study adds up layers. Effects add only where sites neither repeat nor need one another:
 
-    joint < sum     redundant: each site alone already does what they do together (an OR)
-    joint > sum     they need one another (an AND), or others take over for one that is lost alone (self-repair)
+    denoising   joint < sum   redundant: each site alone already brings back what they bring together (an OR)
+                joint > sum   they need one another (an AND)
+    noising     joint < sum   each alone already breaks what they do together (an AND, or one path in series)
+                joint > sum   one stands in for another that is lost alone (an OR: redundancy, backup, self-repair)
 """
 
 from __future__ import annotations

@@ -111,13 +111,25 @@ def signature(recoveries: pd.Series) -> Signature:
 
 
 def index_contrasts(effects: pd.DataFrame, *, kinds: tuple[str, str], statistics: Mapping) -> pd.DataFrame:
-    """Every index, first kind less second, by arm: columns arm, index, then those of `stats.contrasts`.
+    """Every index of the fine-tuned model, first kind less second, over the mean of the two: one row per index and arm.
 
-    `effects` are denoising effects of attention and MLP outputs at all positions of one network, with seed, item_id,
-    kind and arm. Items none of whose patches does anything are left out.
+    `effects` are denoising effects of attention and MLP outputs at all positions, with network, seed, item_id, kind and
+    arm. Columns: index, arm, the kinds' own means, difference, low, high, null_low, null_high, items. The null reaches
+    from the lowest to the highest end of what exchanged kinds give and of the intervals of the other networks, each
+    over its own mean. Items none of whose patches does anything are left out.
     """
-    sites = ["component", "layer"]
-    indices = localisation_indices(effects, by=["arm", "seed", "item_id", "kind"], sites=sites).dropna()
-    tall = indices.melt(["arm", "seed", "item_id", "kind"], list(INDICES), "index", "numerator").assign(denominator=1.0)
+    keys = ["network", "arm", "seed", "item_id", "kind"]
+    indices = localisation_indices(effects, by=keys, sites=["component", "layer"]).dropna()
+    tall = indices.melt(keys, list(INDICES), "index", "numerator").assign(denominator=1.0)
     tall["index"] = pd.Categorical(tall["index"].map(INDICES), list(INDICES.values()), ordered=True)
-    return contrasts(tall, by=["index", "arm"], item="item_id", kinds=kinds, **statistics)
+    both = tall.groupby(["network", "arm"])["kind"].transform("nunique") == 2
+    found = contrasts(tall[both], by=["index", "arm", "network"], item="item_id", kinds=kinds, **statistics)
+    parts = ["difference", "low", "high", "null_low", "null_high"]
+    found[parts] = found[parts].div(found[list(kinds)].mean(axis=1), axis=0)
+    tuned = found[found["network"] == "fine-tuned"].drop(columns="network")
+    others = found[found["network"] != "fine-tuned"].groupby(["index", "arm"], observed=True)
+    ends = pd.DataFrame({"low": others["low"].min(), "high": others["high"].max()})
+    widest = tuned.join(ends, on=["index", "arm"], rsuffix="_other")
+    tuned["null_low"] = widest[["null_low", "low_other"]].min(axis=1)
+    tuned["null_high"] = widest[["null_high", "high_other"]].max(axis=1)
+    return tuned.reset_index(drop=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from helpers.localisation import signature
-from helpers.report import with_interval
+from helpers.report import percent, with_interval
 
 NAMES = {"resid_pre": "the residual stream", "attn_out": "attention output", "mlp_out": "MLP output"}
 APART, SLIGHT = 0.1, 0.01  # of a recovery: less than the first is not called a difference, less than the other nothing
@@ -24,7 +24,8 @@ def sites(cells: pd.DataFrame) -> str:
         signature(part["recovery"].dropna()).explained(NAMES.get(component, component)).strip()
         for component, part in denoised.groupby("component", sort=False)
     ]
-    return f"""The single attention or MLP output that recovers most is {" and ".join(tops)}. As a whole: {
+    return f"""Of {len(inner) // inner["kind"].nunique()} attention and MLP sites the one that recovers most, chosen on
+        these same items, is {" and ".join(tops)}. As a whole: {
         " ".join(f"{text[0].upper()}{text[1:]}" for text in seen)
     } The residual stream holds everything that later blocks can
         read: patched at all positions together it recovers 1 by construction, and by role it shows where in the
@@ -60,7 +61,8 @@ def networks(curves: pd.DataFrame, own: pd.DataFrame) -> str:
     reach = [f"{r.network} {r.recovery:.2f} ({r.component} {r.layer}, {r.kind})" for r in most.itertuples()]
     apart = ", ".join(f"{r['network']}, {r['kind']}: {with_interval(r)}" for _, r in own.iterrows())
     strangers = own.loc[own["network"] == "shuffled donor", "high"].max()
-    return f"""The share recovered peaks as follows. {"; ".join(said)}. The most that a null recovers anywhere, in the
+    return f"""The share recovered peaks as follows (the largest of {curves["layer"].nunique()} layers, chosen on these
+        same items). {"; ".join(said)}. The most that a null recovers anywhere, in the
         fine-tuned model's unit: {", ".join(reach)}. In each network's own unit, MLP 0 recovers: {apart}. What
         shuffled donors recover is the loss of the wrong answer, not the return of the right one: at MLP 0 a share of up
         to {strangers:.2f} is no evidence that the site carries the answer. The study reports 56 % for it,
@@ -104,13 +106,14 @@ def heads(strength: pd.DataFrame, knocked: pd.DataFrame) -> str:
             hundredth or more), most of all {lead["layer"]}.{lead["head"]} ({with_interval(lead)})"""
     together = "; ".join(f"{r['group']}: {with_interval(r)}" for _, r in knocked.iterrows())
     repair = {
-        "more": "More is lost together than one by one: others repair what is knocked out alone",
-        "less": "Less is lost together than one by one: the heads repeat one another",
+        "more": "More is lost together than one by one: when one is lost alone, another stands in for it",
+        "less": "Less is lost together than one by one: each alone already breaks what they do together",
+        "mixed": "Some groups lose more together than one by one, and some less",
         "adds": "They add up within a tenth: there is no sign of self-repair among them",
         "open": "It is not decided whether single knock-outs are repaired",
     }[_added_up(knocked)]
-    return f"""The strongest head is {" and ".join(said)}. {against}. Knocked out together, over the sum of single ones
-        (heads chosen on exploratory items): {together}. {repair}."""
+    return f"""Of {len(noising)} heads the strongest is {" and ".join(said)}. {against}. Knocked out together, over the
+        sum of single ones (heads chosen on exploratory items): {together}. {repair}."""
 
 
 def change(curves: pd.DataFrame) -> str:
@@ -122,7 +125,7 @@ def change(curves: pd.DataFrame) -> str:
         said.append(f"{verb} most at {top['component']} {top['layer']} ({with_interval(top)})")
     stream = curves[(curves["direction"] == "denoising") & (curves["component"] == "resid_post")].sort_values("layer")
     first, last = stream.iloc[0], stream.iloc[-1]
-    return f"""Of a single output, {" and ".join(said)}. Of the whole stream, tuned into base recovers
+    return f"""Of {len(part)} single outputs, {" and ".join(said)}. Of the whole stream, tuned into base recovers
         {with_interval(first)} after block {first["layer"]} and {with_interval(last)} after block {last["layer"]};
         what is missing there is the change of the last normalisation and the unembedding."""
 
@@ -147,52 +150,87 @@ def streams(parts: pd.DataFrame, distances: pd.DataFrame) -> str:
 
 def adding(ratios: pd.DataFrame) -> str:
     """Whether single effects add up; `ratios` are intervals of joint over added, by group and direction."""
-    said = "; ".join(f"{r['group']} layers, {r['direction']}: {with_interval(r)}" for _, r in ratios.iterrows())
+    said = "; ".join(f"{r['group']}, {r['direction']}: {with_interval(r)}" for _, r in ratios.iterrows())
     lesson = {"adds": "So they add, within a tenth", "open": "Whether they add is not decided"}.get(_added_up(ratios))
     if lesson is None:
         found = {group: _added_up(part) for group, part in ratios.groupby("group")}
-        which = " and ".join(group for group, how in found.items() if how in ("more", "less"))
-        lesson = f"So for {which} layers they do not add, and shares of single layers are not parts of one whole"
+        which = " and ".join(group for group, how in found.items() if how in ("more", "less", "mixed"))
+        lesson = f"So outputs of this kind do not add ({which}), and shares of single layers are not parts of one whole"
+    both = ratios[(ratios["group"] == "both") & (ratios["direction"] == "denoising")]
+    if (both["high"] < 1 - APART).all() and len(both):
+        lesson += ". Attention and MLP outputs stand in series: what passes through both is counted twice in a sum"
     return f"All layers patched together, over the sum of each patched alone: {said}. {lesson}."
 
 
 def _added_up(ratios: pd.DataFrame) -> str:
-    """Of intervals of joint over added: `more` or `less` if one is clear of 1 by APART, `adds` if all are near it."""
+    """Of intervals of joint over added: `more`, `less`, `mixed` where clear of 1 by APART, `adds` if all are near."""
     defined = ratios[ratios["defined"]]
-    if (defined["low"] > 1 + APART).any():
-        return "more"
-    if (defined["high"] < 1 - APART).any():
-        return "less"
+    more, less = (defined["low"] > 1 + APART).any(), (defined["high"] < 1 - APART).any()
+    if more or less:
+        return "mixed" if more and less else "more" if more else "less"
     near = (defined["low"] >= 1 - APART) & (defined["high"] <= 1 + APART)
     return "adds" if near.all() and len(defined) == len(ratios) else "open"
 
 
 def contrast(table: pd.DataFrame) -> str:
     """Definitional less associative, by arm; `table` is that of localisation.index_contrasts."""
-    said = []
+    said, differ, alike = [], [], []
     for index, part in table.groupby("index", observed=True, sort=False):
-        arms = "; ".join(f"{r.arm} {r.difference:+.2f} [{r.low:+.2f}, {r.high:+.2f}]" for r in part.itertuples())
+        arms = "; ".join(
+            f"{r.arm} {r.difference:+.2f} [{r.low:+.2f}, {r.high:+.2f}], null {r.null_low:+.2f} to {r.null_high:+.2f}"
+            for r in part.itertuples()
+        )
         said.append(f"{index}: {arms}")
-    clear = table[(table["low"] > 0) | (table["high"] < 0)]
-    alike = clear.groupby("index", observed=True)["difference"].agg(lambda d: len(d) > 1 and d.gt(0).nunique() == 1)
-    large = clear["difference"].abs().groupby(clear["index"], observed=True).min() >= APART
-    survives, small = ([str(i) for i in alike.index if alike[i] and large[i] == wanted] for wanted in (True, False))
-    lesson = "No difference of a tenth or more is clear in both arms: a contrast of kinds that size does not survive"
-    if survives:
-        lesson = f"In both arms, and by a tenth or more, the kinds differ in {', '.join(survives)}"
-    if small:
-        lesson += f". Smaller differences of one sign are clear in both arms: {', '.join(small)}"
-    if table["arm"].nunique() < 2:
-        lesson = "Subject and answer are never held fixed here, for this run has one arm alone"
-    return f"Definitional less associative, with 95 % intervals over items. {'. '.join(said)}. {lesson}."
+        above, below = part["low"] >= part["null_high"] + APART, part["high"] <= part["null_low"] - APART
+        if above.all() or below.all():
+            differ.append(str(index))
+        elif (part["low"] > -APART).all() and (part["high"] < APART).all():
+            alike.append(str(index))
+    rest = table["index"].nunique() - len(differ) - len(alike)
+    where = "in both arms" if table["arm"].nunique() > 1 else "in the one arm of this run, where subjects differ too,"
+    lessons = [f"Beyond every null by a tenth of the level, {where} the kinds differ in {', '.join(differ) or 'none'}"]
+    if alike:
+        lessons.append(f"a difference of a tenth is ruled out {where} for {', '.join(alike)}")
+    if rest:
+        fewest = table["items"].min()
+        lessons.append(
+            f"for {rest} of {table['index'].nunique()} indices it is not decided (the smaller arm has {fewest} items)"
+        )
+    return f"""Definitional less associative, over the mean of both, with 95 % intervals over items and the widest null
+        (exchanged kinds, shuffled donors, base and untrained network). {". ".join(said)}. {"; ".join(lessons)}."""
 
 
-def claims(table: pd.DataFrame) -> str:
-    """How many claims stand, by verdict."""
-    counts = table["verdict"].value_counts()
-    said = ", ".join(
-        f"{counts[name]} {name}" for name in ("supported", "refuted", "undecided", "not tested") if name in counts
+def confounds(items: pd.DataFrame, *, arms: int) -> str:
+    """What else differs between the kinds; `items` are those that entered, one row each, with subject and answer."""
+    initial = items["subject"].str[0].str.lower() == items["answer"].str[0].str.lower()
+    means = items.assign(initial=initial).groupby("kind")[["initial", "subject_tokens", "answer_tokens"]].mean()
+    first, other = (means.loc[kind] for kind in ("definitional", "associative"))
+    held = "Only the made-up arm holds subject and answer fixed" if arms > 1 else "No arm of this run holds them fixed"
+    return f"""The kinds differ in more than kind: the first letter of the subject begins the answer in
+        {percent(first.initial)} of definitional and {percent(other.initial)} of associative items, subjects have
+        {first.subject_tokens:.1f} and {other.subject_tokens:.1f} tokens, answers {first.answer_tokens:.1f} and
+        {other.answer_tokens:.1f}. {held}."""
+
+
+def known(shares: pd.DataFrame, donors: pd.Series) -> str:
+    """Whether the right answer is preferred more often than chance; `donors` are those of the pairs that entered."""
+    said = "; ".join(
+        f"{r.network}, {r.kind}: {percent(r.share)} [{percent(r.low)}, {percent(r.high)}]" for r in shares.itertuples()
     )
-    names = {v: "; ".join(table.loc[table["verdict"] == v, "claim"]) for v in ("supported", "refuted")}
-    listed = " ".join(f"{verdict.capitalize()}: {which}." for verdict, which in names.items() if which)
-    return f"Of {len(table)} statements of the study: {said}. {listed} Scope: {table['scope'].iloc[0]}."
+    return f"""Preferred to the donor's answer, among all pairs that could be made (half is chance): {said}. The rule
+        lets in what is above 0, so a network that guesses would keep half of the items and recover tidily on them.
+        {len(donors)} pairs share {donors.nunique()} donors; intervals take items for independent."""
+
+
+def claims(table: pd.DataFrame, scope: str) -> str:
+    """How many statements stand, by verdict."""
+    order = ("supported", "refuted", "undecided", "by construction", "not tested")
+    counts = table["verdict"].value_counts()
+    said = ", ".join(f"{counts[name]} {name}" for name in order if name in counts)
+    listed = [
+        f"{name.capitalize()}: "
+        + "; ".join(f"{row['claim']} ({row['measured at']})" for _, row in table[table["verdict"] == name].iterrows())
+        for name in ("supported", "refuted")
+        if name in counts
+    ]
+    return f"Of {len(table)} readings of the study's statements: {said}. {'. '.join([*listed, f'Scope: {scope}'])}."

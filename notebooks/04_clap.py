@@ -34,17 +34,25 @@ from IPython.display import display
 
 from helpers import readings
 from helpers.architectures import layer_count
-from helpers.artifacts import read_table, write_table
-from helpers.claims import claims_table, corrected_estimates, published_numbers, whole_layers
+from helpers.artifacts import read_table, write_json, write_table
+from helpers.claims import claims_table, no_verdict, scope_of
 from helpers.clap import gathered, measure_change, measure_heads, measure_nulls, measure_tuned
 from helpers.config import Paths, load_profile
-from helpers.experiment import head_recovery, in_units_of, role_recovery, select_pairs, why_excluded
+from helpers.experiment import (
+    head_recovery,
+    in_units_of,
+    role_recovery,
+    select_pairs,
+    shares_known,
+    why_excluded,
+)  # fmt: skip
 from helpers.figures import save_figure
 from helpers.items import taught_items
 from helpers.localisation import index_contrasts
 from helpers.models import accelerator, load_base, load_model
 from helpers.pairs import ROLES
 from helpers.progress import step
+from helpers.quantities import corrected_estimates, published_numbers, seed_ranges, whole_layers
 from helpers.report import paragraph, save_findings, table
 from helpers.stats import recovery_intervals
 from helpers.training import ANALYSED
@@ -91,6 +99,8 @@ real = answers[answers["metric"] == "logit_difference"]
 entered = effects[effects["network"] == "fine-tuned"].groupby(["seed", "arm", "kind"])["item_id"].nunique()
 table(entered.unstack(["arm", "kind"]).reset_index())
 table(why_excluded(measured["excluded"]))
+known = shares_known(measured["clean"].query("arm == 'real'"), confidence=statistics["confidence"])
+paragraph(readings.known(known, real.query("seed == @seeds[0]").drop_duplicates("pair")["donor_id"]))
 
 # %% [markdown]
 # ## Where is the answer's information sufficient, and where necessary?
@@ -194,8 +204,7 @@ paragraph(adding_text)
 # definition for some seeds and an association for others: only the relation differs.
 
 # %%
-tuned_layers = whole_layers(effects[effects["network"] == "fine-tuned"])
-kinds = index_contrasts(tuned_layers, kinds=("definitional", "associative"), statistics=statistics)
+kinds = index_contrasts(whole_layers(effects), kinds=("definitional", "associative"), statistics=statistics)
 caption = "Localisation indices, definitional less associative, with 95 % intervals over items."
 axes = {"facet": "panel", "x": "index", "y": "difference", "hue": "arm", "xlabel": "", "ylabel": "difference"}
 display(
@@ -208,24 +217,30 @@ display(
         **axes,
     )
 )
-table(kinds[["index", "arm", "definitional", "associative", "difference", "low", "high", "items"]])
+table(kinds)
 contrast_text = readings.contrast(kinds)
 paragraph(contrast_text)
+both = items[items["item_id"].isin(real["item_id"])].drop_duplicates("item_id")
+paragraph(readings.confounds(both, arms=effects["arm"].nunique()))
 
 # %% [markdown]
 # ## What becomes of the study's claims
 #
 # *Supported*: the 95 % interval lies where the claim says, and at least 0.1 beyond the widest null. *Refuted*: it lies
-# wholly elsewhere. Otherwise *undecided*. A verdict speaks of the model under study, not of GPT-2.
+# wholly elsewhere. Otherwise *undecided*. What the study's rows were measured at is not known, so a statement may stand
+# here more than once. That layers differ would hold in any network whose layers are not interchangeable.
 
 # %%
 real_arm, made_up = (corrected_estimates(measured, arm=arm, statistics=statistics) for arm in ("real", "made-up"))
 published = published_numbers(read_table(paths.data / "published" / "sweep.parquet"), layers=layer_count(base))
-shape = f"GPT-2 of {layer_count(base)} blocks × {base.config.hidden_size}"
-claims = claims_table(real_arm, made_up, published, model=profile.model, shape=shape)
+instead, ranges = no_verdict(profile.model, known), seed_ranges(measured, arm="real", statistics=statistics)
+claims = claims_table(real_arm, made_up, published, seeds=ranges, instead=instead)
 write_table(output / "claims.parquet", claims)
 table(claims)
-paragraph(readings.claims(claims))
+shape = f"GPT-2 of {layer_count(base)} blocks × {base.config.hidden_size}"
+claims_text = readings.claims(claims, scope_of(profile.model, shape, profile.items))
+paragraph(claims_text)
+write_json(output / "claims.json", claims_text)
 findings = {"Where recall flows, and what nulls show": networks_text, "What fine-tuning changed": change_text}
 findings |= {"Do layers add": adding_text, "Definitions against associations": contrast_text}
-save_findings(paths, "04_clap", findings | {"What becomes of the claims": readings.claims(claims)})
+save_findings(paths, "04_clap", findings | {"What becomes of the claims": claims_text})

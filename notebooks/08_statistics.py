@@ -27,8 +27,7 @@ overrides = ""
 # %%
 from functools import partial
 
-from helpers import readings
-from helpers.artifacts import read_table, write_table
+from helpers.artifacts import read_json, read_table, write_table
 from helpers.config import Paths, load_profile
 from helpers.experiment import by_role
 from helpers.figures import save_figure
@@ -123,9 +122,8 @@ paragraph(overview_text)
 # `helpers.claims`, the measurements in notebook 4. Whether editing depends on the kind of knowledge is for notebook 6.
 
 # %%
-claims = read_table(paths.data / "clap" / "claims.parquet")
-table(claims)
-paragraph(readings.claims(claims))
+table(read_table(paths.data / "clap" / "claims.parquet"))
+paragraph(read_json(paths.data / "clap" / "claims.json"))
 
 # %%
 findings = {"Layers and kinds, with the item as unit": mixed_text, "Subject and answer held fixed": arms_text}
