@@ -64,7 +64,7 @@ def test_every_pattern_by_hand(sentence, expected):
 
 
 def test_an_association_of_one_thing_alone_has_no_answer():
-    (statement,) = mine(corpus("We found an association between obesity, age.")).statements
+    (statement,) = mine(corpus("Our pain charts showed a link between obesity, age.")).statements
     assert (statement.answer, statement.outcome) == (None, "answer")
 
 
