@@ -38,7 +38,8 @@ UNSURE = re.compile(
 CLAUSE = re.compile(r"; |, (?:but|whereas|while|although|however|and) ")
 # What still denies a statement after its last phrase, in the same clause: "… was not confirmed".
 DENIED = re.compile(
-    r"(?:(?! (?:but|whereas|while|although|though)\b)[^,;:()])*? (?:not|no longer|never|weak|non-?significant)\b",
+    r"(?: \([^()]*\)|(?! (?:but|whereas|while|although|though)\b)[^,;:()])*? "
+    r"(?:not|no longer|never|weak|non-?significant)\b",
     re.IGNORECASE,
 )
 # What no phrase contains: pointing words, clause words, finite verbs, and people.
@@ -153,10 +154,10 @@ def phrase_before(text: str, stop: int, *, singular: bool) -> Span | None:
         joint = text[:start].rstrip().removesuffix(before).rstrip()
         if re.search(r"\b(?:between|both|combin\w+|interact\w+)\b", text[:start]):
             return None
+        if joint.endswith("-"):  # "pre- and | postoperative pain"
+            return None
         if joint[-1:] not in {",", ")"}:
             first, opening = _backwards(text, len(joint))
-            if joint.endswith("-"):  # "pre- and | postoperative pain"
-                return None
             if singular or not first or opening not in OPENINGS or PREPOSITIONS & {word[0].lower() for word in first}:
                 return None
     elif before not in OPENINGS:

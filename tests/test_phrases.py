@@ -153,7 +153,15 @@ def test_what_comes_after_the_statement_does_not_count():
         assert not is_unsure(f"A is associated with B{rest}", len("A is associated with B"))
 
 
-@pytest.mark.parametrize("rest", [" was not significant.", " in men was no longer seen.", " proved non-significant."])
+@pytest.mark.parametrize(
+    "rest",
+    [
+        " was not significant.",
+        " (r = 0.1, p = 0.4) was not significant.",
+        " in men was no longer seen.",
+        " proved non-significant.",
+    ],
+)
 def test_what_is_denied_after_its_last_phrase_is_not_stated(rest):
     stated = "We found that the association between A and B"
     assert is_unsure(f"{stated}{rest}", len(stated)) and not is_unsure(f"{stated} was clear.", len(stated))
