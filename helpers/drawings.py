@@ -128,15 +128,8 @@ def heatmaps(
     rows, columns = list(dict.fromkeys(table[row])), list(dict.fromkeys(table[column]))
     xs, ys = list(dict.fromkeys(table[x])), sorted(set(table[y]))
     height = 0.45 + (0.24 * len(ys) + 0.55) * len(rows)
-    figure, axes = plt.subplots(
-        len(rows),
-        len(columns),
-        figsize=(COLUMN_WIDTH, height),
-        sharex=True,
-        sharey=True,
-        squeeze=False,
-        layout="constrained",
-    )
+    style = {"sharex": True, "sharey": True, "squeeze": False, "layout": "constrained"}
+    figure, axes = plt.subplots(len(rows), len(columns), figsize=(COLUMN_WIDTH, height), **style)
     for i, one in enumerate(rows):
         for j, other in enumerate(columns):
             part = table[(table[row] == one) & (table[column] == other)]
@@ -222,13 +215,7 @@ def null_bars(
                 axis.text(0.5, place, missing, ha="center", va="center", fontsize=6, color=PALETTE["null"])
             spread = part[(part[site] == one) & (part[group] == null)][value].clip(-limit, limit)
             if len(spread):
-                axis.plot(
-                    [spread.quantile(0.025), spread.quantile(0.975)],
-                    [place] * 2,
-                    color="#CFCFCF",
-                    linewidth=5,
-                    zorder=0,
-                )
+                axis.plot(spread.quantile([0.025, 0.975]), [place] * 2, color="#CFCFCF", linewidth=5, zorder=0)
                 axis.plot(spread, [place] * len(spread), "|", color=PALETTE["null"], markersize=5, zorder=1)
             for number, which in enumerate(groups):
                 found = part[(part[site] == one) & (part[group] == which)][value]
@@ -263,9 +250,8 @@ def forest(
     figure, axis = plt.subplots(figsize=(COLUMN_WIDTH, 0.7 + 0.24 * len(table)), layout="constrained")
     places = np.arange(len(table))[::-1]
     error = np.clip([table[estimate] - table[low], table[high] - table[estimate]], 0, None)
-    axis.errorbar(
-        table[estimate], places, xerr=error, fmt="o", color=PALETTE["definitional"], markersize=4, linewidth=1
-    )
+    style = {"color": PALETTE["definitional"], "markersize": 4, "linewidth": 1}
+    axis.errorbar(table[estimate], places, xerr=error, fmt="o", **style)
     axis.axvline(0, color=PALETTE["null"], linewidth=0.8)
     axis.set_yticks(places, table[term])
     axis.set_xlabel(xlabel)

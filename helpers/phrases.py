@@ -31,10 +31,17 @@ UNSURE = re.compile(
     r"\b(?:not|no(?!-)|nor|neither|never|none|cannot|without|lack\w*|fail(?:s|ed)|failure to|may|might|can|could|would|"
     r"should|must|suspect\w*|possibl[ey]|potential\w*|perhaps|probabl[ey]|likely|unlikely|seem\w*|appear(?:s|ed)?|"
     r"tend(?:s|ed)?|tendency to|trends?|inverse\w*|negatively|weak\w*|little|unrelated|rather|instead|hardly|rarely|"
-    r"non-?significant\w*)\b",
+    r"non-?significant\w*|(?:good|favou?rable|protective|poor|negative)(?: [\w-]+){0,3} (?:predictors?|determinants?|"
+    r"factors?|associations?|correlations?|relationships?|links?))\b",
     re.IGNORECASE,
 )
 CLAUSE = re.compile(r"; |, (?:but|whereas|while|although|however|and) ")
+# What still denies a statement after its last phrase, in the same clause: "… was not confirmed".
+DENIED = re.compile(
+    r"(?: \([^()]*\)|(?! (?:but|whereas|while|although|though)\b)[^,;:()])*? "
+    r"(?:not|no longer|never|weak|non-?significant)\b",
+    re.IGNORECASE,
+)
 # What no phrase contains: pointing words, clause words, finite verbs, and people.
 FOREIGN = set(
     "it its they them their this that these those it's he she his her we us our i you one ones who which whom whose "
@@ -71,7 +78,7 @@ GENERIC = set(
 TIES = re.compile(
     r"\b(?:risks?|need|preference|surgery|screening|desire|therapy|appropriate) for$|"
     r"\b(?:response|exposure|resistance|adherence|access|attitudes?|damage|injury|admission|progression|return|time|"
-    r"attachment|sensitivity|susceptibility|predisposition|conversion|tolerance|trauma|failure|ability|due) to$|"
+    r"attachment|sensitivity|susceptibility|predisposition|conversion|tolerance|trauma|failure|ability) to$|"
     r"\b(?:infection|satisfaction|compliance|contact|co-?infection) with$|"
     r"\b(?:effects?|impact|influence|dependence) on$|\b(?:protection|violence) against$|"
     r"\b(?:interest|participation|involvement|increases?|decreases?|reductions?|improvements?|changes?|decline|rise|"
@@ -86,11 +93,8 @@ NOUNS = set(
     "learning swelling vomiting imaging coping bullying parenting hearing wellbeing well-being snoring scarring "
     "staging counselling counseling housing timing cycling clotting reading cancer fever ulcer liver disorder power "
     "fiber fibre transfer water gender carrier barrier danger anger layer outlier career marker biomarker tumor "
-    "tumour fracture early family anomaly labor labour bladder shoulder finger behavior behaviour impairment "
-    "treatment achievement improvement employment involvement development attachment infant implant content accident "
-    "agent adolescent event movement measurement adjustment environment parent patient government anticoagulant "
-    "transplant complement recruitment enlargement replacement displacement management engagement assessment ligament "
-    "segment increment".split()
+    "tumour fracture early family anomaly labor labour bladder shoulder finger behavior behaviour infant implant "
+    "content accident agent adolescent event parent patient anticoagulant transplant".split()
 )
 
 
@@ -113,7 +117,7 @@ def sentences(text: str) -> Iterator[Span]:
 def phrase_after(text: str, start: int, *, whole: bool = False) -> Span | None:
     """The noun phrase that begins at `start`, without its article, cut where its clause ends; None when unsure.
 
-    A `whole` one is refused where anything but punctuation cuts it.
+    A `whole` one is refused where anything but the end of the sentence or a bracket cuts it.
     """
     kept, cut = [], ""
     for word in WORD.finditer(text, start):
@@ -125,9 +129,11 @@ def phrase_after(text: str, start: int, *, whole: bool = False) -> Span | None:
             cut = name
             break
         kept.append(word)
+    if kept and cut in PEOPLE and kept[-1][0].lower() not in PREPOSITIONS | DETERMINERS:  # "factor for NPC patients"
+        return None
     while kept and kept[-1][0].lower() in PREPOSITIONS | DETERMINERS:  # "survival of | these patients"
         kept.pop()
-    if not kept or cut in LEFT_OPEN or (whole and cut):
+    if not kept or cut in LEFT_OPEN or (whole and not re.match(r"\s*[.;([]|$", text[kept[-1].end() :])):
         return None
     adjectival = ADJECTIVAL.search(kept[-1][0]) and not _is_noun(kept[-1][0])
     return None if adjectival else _accepted(kept)
@@ -148,6 +154,8 @@ def phrase_before(text: str, stop: int, *, singular: bool) -> Span | None:
         joint = text[:start].rstrip().removesuffix(before).rstrip()
         if re.search(r"\b(?:between|both|combin\w+|interact\w+)\b", text[:start]):
             return None
+        if joint.endswith("-"):  # "pre- and | postoperative pain"
+            return None
         if joint[-1:] not in {",", ")"}:
             first, opening = _backwards(text, len(joint))
             if singular or not first or opening not in OPENINGS or PREPOSITIONS & {word[0].lower() for word in first}:
@@ -157,18 +165,12 @@ def phrase_before(text: str, stop: int, *, singular: bool) -> Span | None:
     return _accepted(kept)
 
 
-def bare_phrase_before(text: str, stop: int) -> Span | None:
-    """The noun phrase that ends at `stop`, as far back as an article or a preposition; None when unsure."""
-    kept, before = _backwards(text, stop, until=PREPOSITIONS | DETERMINERS)
-    if before not in {"", "of", "with", "from", "for"}:
-        return None
-    return _accepted(kept)
-
-
 def is_unsure(sentence: str, stop: int) -> bool:
-    """Whether what is said up to `stop` is asked, planned, negated, hedged, or of the other sign."""
+    """Whether what is said up to `stop` is asked, planned, hedged, or of the other sign, or negated there or later."""
     begin = max((match.end() for match in CLAUSE.finditer(sentence, 0, stop)), default=0)
-    return sentence.endswith("?") or bool(PLANNED.search(sentence[:stop]) or UNSURE.search(sentence[begin:stop]))
+    if sentence.endswith("?") or DENIED.match(sentence, stop):
+        return True
+    return bool(PLANNED.search(sentence[:stop]) or UNSURE.search(sentence[begin:stop]))
 
 
 def looks_plural(phrase: str) -> bool:
@@ -180,7 +182,7 @@ def looks_plural(phrase: str) -> bool:
     )
 
 
-def _backwards(text: str, stop: int, *, until: frozenset[str] | set[str] = frozenset()) -> tuple[list[re.Match], str]:
+def _backwards(text: str, stop: int) -> tuple[list[re.Match], str]:
     """Words back from `stop` to what ends a phrase, and that: a word, a punctuation mark, or "" at the beginning."""
     tail = re.search(r"(?: \([^()]*\))?\s*$", text[:stop]).start()
     kept: list[re.Match] = []
@@ -188,7 +190,7 @@ def _backwards(text: str, stop: int, *, until: frozenset[str] | set[str] = froze
         between = text[word.end() : kept[0].start() if kept else tail]
         if between != (" " if kept else ""):
             return kept, between.strip()[:1] or between
-        if word[0].lower() in FOREIGN | CONJUNCTIONS | until:
+        if word[0].lower() in FOREIGN | CONJUNCTIONS:
             return kept, word[0].lower()
         kept.insert(0, word)
     return kept, text[: kept[0].start()].strip()[-1:] if kept else ""
@@ -200,6 +202,8 @@ def _accepted(words: list[re.Match]) -> Span | None:
         words = words[1:]  # "a significantly | higher risk of stroke"
     names = [word[0].lower() for word in words]
     if not 1 <= len(names) <= MOST_WORDS or names[0] in PREPOSITIONS or names[-1] in PREPOSITIONS | DETERMINERS:
+        return None
+    if names[-1].endswith("-"):  # "pre- | and postoperative pain"
         return None
     if any(name.isdigit() for name in names) or all(name in GENERIC | PREPOSITIONS | DETERMINERS for name in names):
         return None

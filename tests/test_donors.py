@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
+from tiny import plain_pair
 from toy import ROOT
 from words import word_tokenizer
 
@@ -98,18 +99,6 @@ def test_symmetric_replacement_refuses(items, tokenizer):
         symmetric_replacement(items.drop(columns="subject_start"), tokenizer, seed=0)
     with pytest.raises(PairError, match="item-ABE/w1 stands more than once"):
         symmetric_replacement(pd.concat([items, items]), tokenizer, seed=0)
-
-
-def plain_pair(**changes) -> PromptPair:
-    fields = {
-        "pair_id": "p",
-        "clean": (1, 2, 3),
-        "corrupted": (1, 4, 3),
-        "answer": (5, 6),
-        "foil": (7,),
-        "roles": ("prefix", "subject_last", "last"),
-    }
-    return PromptPair(**{**fields, **changes})
 
 
 def subject_pair(name: str, subject: int, answer: int, foil: int, **changes) -> PromptPair:

@@ -13,17 +13,7 @@ from words import word_tokenizer
 from helpers import exploration
 from helpers.artifacts import read_table
 from helpers.config import Paths
-from helpers.exploration import (
-    Question,
-    explore,
-    item_of,
-    known_models,
-    load_named,
-    remarks,
-    save_heatmap,
-    save_item,
-    settings_of,
-)
+from helpers.exploration import Question, explore, item_of
 from helpers.models import ModelError
 from helpers.pairs import make_pair
 from helpers.patching import sweep
@@ -139,15 +129,15 @@ def finding_with(clean: float, corrupted: float, *, name: str = "tiny", question
     ],
 )
 def test_what_limits_a_finding_is_said(clean, corrupted, words):
-    found = remarks(finding_with(clean, corrupted))
+    found = exploration.remarks(finding_with(clean, corrupted))
     assert len(found) == len(words) and all(word in text for word, text in zip(words, found, strict=True))
 
 
 def test_one_differing_token_and_random_weights_are_said():
     one = replace(QUESTION, corrupted="w1 w6 w3 w4 w5")
-    assert ["by construction" in text for text in remarks(finding_with(3, -2, question=one))] == [True]
-    assert remarks(finding_with(3, -2, question=replace(one, component="mlp_out"))) == []
-    assert ["weights are random" in text for text in remarks(finding_with(3, -2, name="random"))] == [True]
+    assert ["by construction" in text for text in exploration.remarks(finding_with(3, -2, question=one))] == [True]
+    assert exploration.remarks(finding_with(3, -2, question=replace(one, component="mlp_out"))) == []
+    assert ["weights are random" in text for text in exploration.remarks(finding_with(3, -2, name="random"))] == [True]
 
 
 def test_a_saved_item_makes_the_same_pair_again(gpt2):
@@ -171,7 +161,7 @@ def test_items_are_added_each_once_and_an_interrupted_write_loses_none(gpt2, tmp
     questions = [QUESTION, replace(QUESTION, answer="w49"), replace(QUESTION, component="mlp_out")]
     items = [item_of(explore(gpt2, WORDS, question, model_name="tiny"), WORDS) for question in questions]
     for item in items:
-        path = save_item(item, paths)
+        path = exploration.save_item(item, paths)
     assert path == tmp_path / "data" / "explore" / "items.parquet"
     # The third asks of the same prompts and answers as the first.
     assert read_table(path)["answer"].tolist() == ["w49", "w50"]
@@ -182,7 +172,7 @@ def test_items_are_added_each_once_and_an_interrupted_write_loses_none(gpt2, tmp
 
     monkeypatch.setattr("os.replace", broken)
     with pytest.raises(OSError, match="disk is full"):
-        save_item(items[0].assign(item_id="another"), paths)
+        exploration.save_item(items[0].assign(item_id="another"), paths)
     assert path.read_bytes() == before and not list(path.parent.glob(".items*"))
 
 
@@ -190,7 +180,7 @@ def test_a_saved_heatmap_is_a_figure_as_every_other(gpt2, tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "embedded").symlink_to(ROOT / "data" / "embedded")
     finding = explore(gpt2, WORDS, replace(QUESTION, direction="noising"), model_name="random")
-    png = save_heatmap(finding, Paths("explore", tmp_path))
+    png = exploration.save_heatmap(finding, Paths("explore", tmp_path))
     assert png.parent == tmp_path / "figures" / "explore"
     assert png.name == f"{finding.item_id}_resid_pre_noising_logit_difference.png"
     assert {path.suffix for path in png.parent.iterdir()} == {".csv", ".json", ".pdf", ".png", ".svg"}
@@ -205,17 +195,17 @@ def test_names_of_models(tmp_path):
     folder = tmp_path / "data" / "mini" / "models" / "tuned"
     folder.mkdir(parents=True)
     (folder / "config.json").write_text("{}")
-    assert known_models(paths) == ["embedded", "data/mini/models/tuned"]
+    assert exploration.known_models(paths) == ["embedded", "data/mini/models/tuned"]
     for name in ("data/mini/models/tuned", str(folder), " data/mini/models/tuned "):
-        assert settings_of(name, paths).name_or_path == str(folder)
+        assert exploration.settings_of(name, paths).name_or_path == str(folder)
     revision = "0123456789abcdef" * 2 + "01234567"
-    hub = settings_of(f"owner/name@{revision}", paths)
+    hub = exploration.settings_of(f"owner/name@{revision}", paths)
     assert (hub.name_or_path, hub.revision) == ("owner/name", revision)
     for name in ("", " ", "gpt2", "owner/name@main", "./absent", "/absent"):
         with pytest.raises(ModelError, match="There is no folder"):
-            settings_of(name, paths)
+            exploration.settings_of(name, paths)
 
 
 def test_the_embedded_model_is_loaded_by_its_name():
-    model, tokenizer = load_named("embedded", Paths("explore"))
+    model, tokenizer = exploration.load_named("embedded", Paths("explore"))
     assert not model.training and len(tokenizer) == model.config.vocab_size != VOCABULARY

@@ -7,7 +7,7 @@ import pytest
 from toy import ROOT
 
 from helpers.config import Paths
-from helpers.mining import KEPT, REASONS, mine, outcome_table, precision_table, read_labels
+from helpers.mining import KEPT, REASONS, mine, outcome_table, precision_table, read_labels, relation_table
 
 PATHS = Paths("mini", ROOT)
 ABSTRACTS = ROOT.parent / "shared" / "pubmed" / "pubmedqa_abstracts.jsonl"
@@ -42,6 +42,8 @@ def outcomes(*abstracts):
             "Obesity was an independent risk factor for stroke (p < 0.01).",
             ("association", "obesity", "stroke", "risk factor for"),
         ),
+        ("Obesity was a good prognostic factor for stroke.", None),
+        ("Obesity was a significant prognostic factor for stroke patients with fever.", None),
         ("Obesity predicted poor sleep.", ("association", "obesity", "poor sleep", "predicts")),
         ("Obesity increases the risk of stroke.", ("association", "obesity", "stroke", "increases the risk of")),
         (
@@ -49,13 +51,21 @@ def outcomes(*abstracts):
             ("association", "obesity", "poor sleep", "association between"),
         ),
         ("Blindness is mainly caused by trachoma.", ("cause", "blindness", "trachoma", "caused by")),
-        ("Some feared loss of vision due to trachoma.", ("cause", "vision", "trachoma", "due to")),
+        ("Some feared loss of vision due to trachoma.", None),
+        ("Mortality due to stroke was not raised.", None),
+        ("Mortality was due to stroke.", ("cause", "mortality", "stroke", "caused by")),
         ("Blindness results from trachoma.", ("cause", "blindness", "trachoma", "results from")),
         ("We investigated an association between obesity and poor sleep.", None),
+        ("We found the association between obesity and poor sleep was not significant.", None),
     ],
 )
 def test_every_pattern_by_hand(sentence, expected):
     assert facts(f"RESULTS: {sentence} All fell.") == ([expected] if expected else [])
+
+
+def test_an_association_of_one_thing_alone_has_no_answer():
+    (statement,) = mine(corpus("Our pain charts showed a link between obesity, age.")).statements
+    assert (statement.answer, statement.outcome) == (None, "answer")
 
 
 def test_a_fact_says_where_it_stands():
@@ -83,6 +93,7 @@ def test_a_fact_keeps_its_id_when_the_corpus_grows():
         ("It is associated with poor sleep.", "subject"),
         ("Low iron stores were associated with poor sleep.", "plural"),
         ("Poor sleep is associated with sleep apnea.", "leak"),
+        ("Treatment of HO is associated with recurrence of HO.", "leak"),
         ("A white cell count (WCC) and WCC-like cells (WLC) fell.", KEPT),
         ("The PSA doubling rate (PSADR) fell.", "leak"),
     ],
@@ -126,9 +137,17 @@ def test_every_outcome_is_counted_once():
     assert outcome_table([])["all"].sum() == 0
 
 
+def test_relations_of_which_nothing_was_mined_are_counted_too():
+    table = relation_table(mine(corpus("Obesity predicted poor sleep.", "Atopic eczema (AE) itches.")).facts)
+    assert table.set_index("relation")["facts"].to_dict() == {
+        "definition": 1, "association": 1, "cause": 0, "treatment": 0,
+    }  # fmt: skip
+    assert table.groupby("kind")["facts"].sum().to_dict() == {"associative": 1, "definitional": 1}
+
+
 def test_precision_by_hand():
     labels = pd.DataFrame(
-        {"kind": "associative", "pattern": ["due to"] * 3 + ["predicts"], "right": [True, True, False, True]}
+        {"kind": "associative", "pattern": ["linked to"] * 3 + ["predicts"], "right": [True, True, False, True]}
     )
     found = mine(corpus("Obesity predicted poor sleep.", "Atopic eczema (AE) itches.")).facts
     table = precision_table(labels, found).set_index(["kind", "pattern"])
@@ -138,7 +157,7 @@ def test_precision_by_hand():
     centre, half = p + z**2 / (2 * n), z * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
     scale = 1 + z**2 / n
     assert (whole["low"], whole["high"]) == pytest.approx(((centre - half) / scale, (centre + half) / scale))
-    assert table.loc[("associative", "due to"), "right"] == 2 and table.loc[("associative", "due to"), "found"] == 0
+    assert table.loc[("associative", "linked to"), ["right", "found"]].tolist() == [2, 0]
     assert table.loc[("definitional", "abbreviation"), "checked"] == 0
     assert math.isnan(table.loc[("definitional", "abbreviation"), "precision"])
 

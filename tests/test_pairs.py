@@ -4,28 +4,16 @@ import os
 from pathlib import Path
 
 import pytest
+from tiny import plain_pair
 
 from helpers.pairs import (
     ANSWER,
     PairError,
-    PromptPair,
     answer_tokens,
     bucket_by_length,
     make_pair,
     token_roles,
 )
-
-
-def plain_pair(**changes) -> PromptPair:
-    fields = {
-        "pair_id": "p",
-        "clean": (1, 2, 3),
-        "corrupted": (1, 4, 3),
-        "answer": (5, 6),
-        "foil": (7,),
-        "roles": ("prefix", "subject_last", "last"),
-    }
-    return PromptPair(**{**fields, **changes})
 
 
 def pair_of(tokenizer, clean, corrupted, clean_subject, corrupted_subject, answer="juvenile", foil="temporal"):

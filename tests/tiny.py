@@ -82,3 +82,16 @@ def random_pair(name: str, length: int, *, seed: int, subject: tuple[int, ...] =
     answer, foil = generator.choice(VOCABULARY, 2, replace=False).tolist()
     roles = token_roles(length, subject=subject)
     return PromptPair(name, tuple(clean), tuple(corrupted), (answer, 3), (foil,), roles)
+
+
+def plain_pair(**changes) -> PromptPair:
+    """Three tokens, of which the middle one differs; `changes` are other fields."""
+    fields = {
+        "pair_id": "p",
+        "clean": (1, 2, 3),
+        "corrupted": (1, 4, 3),
+        "answer": (5, 6),
+        "foil": (7,),
+        "roles": ("prefix", "subject_last", "last"),
+    }
+    return PromptPair(**{**fields, **changes})
