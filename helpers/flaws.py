@@ -31,7 +31,7 @@ def flaw_table(audit: Audit) -> pd.DataFrame:
          f"largest deviation in {networks} networks: {tiny(deviation(head))} logits", here),
         ("so it is at every bottleneck", "the same, at every visited module",
          f"{fixed['site'].nunique()} of {sites} sites; largest deviation {tiny(deviation(fixed))} logits", here),
-        ("56 % and 13.6 % have no null", "untrained networks' central 95 % at each module that may be meant",
+        ("56 % and 13.6 % have no null", "untrained networks' central 95 % at the modules compared",
          f"{_figure_text(audit)}; scope: {audit.scope}", here),
         ("the “convolutional layer” is a linear one", "Conv1D beside the matrix product; torch's convolutions counted",
          f"relative distance {tiny(audit.from_linear)}; {audit.convolutions} convolutions", here),
@@ -123,7 +123,7 @@ def null_statement(audit: Audit) -> str:
 def alarm_statement(audit: Audit) -> str:
     """How often untrained networks have a layer effect, and by which way of counting."""
     most = audit.alarms[audit.alarms["group"] == NULL].groupby("units")["share"].max()
-    ways = {EVERY_MODULE: "the same cut counted twice", BOTH_DIRECTIONS: "both directions of one prompt counted"}
+    ways = {EVERY_MODULE: "counting the same cut twice", BOTH_DIRECTIONS: "counting both directions of one prompt"}
     raising = [way for units, way in ways.items() if most[units] > most[ONE_PER_CUT]]
     cause = f"What raises alarms is {' and '.join(raising)}" if raising else "Neither way of counting twice adds alarms"
     title = "is made by counting" if raising else "is not made by counting"

@@ -231,8 +231,8 @@ def test_alarms_are_laid_to_the_way_of_counting_that_raises_them(small):
         table = small.alarms.assign(share=[shares.get(units, 0.0) for units in small.alarms["units"]])
         return alarm_statement(type(small)(**(vars(small) | {"alarms": table})))
 
-    assert "What raises alarms is the same cut counted twice." in said(**{EVERY_MODULE: 0.4})
-    assert "twice and both directions of one prompt" in said(**{EVERY_MODULE: 0.4, BOTH_DIRECTIONS: 0.6})
+    assert "What raises alarms is counting the same cut twice." in said(**{EVERY_MODULE: 0.4})
+    assert "twice and counting both directions of one prompt" in said(**{EVERY_MODULE: 0.4, BOTH_DIRECTIONS: 0.6})
     assert "Neither way" in said() and "is not made by counting" in said()
 
 
