@@ -16,29 +16,44 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 from transformers.pytorch_utils import Conv1D
 
-from helpers.claimed import PUBLISHED_FIGURES
-from helpers.isolations import contrast_by_position, moves, planned, protocol_ranges
+from helpers.claimed import causal_cut, published_in_null
+from helpers.claims import scope_of
+from helpers.config import Model
+from helpers.isolations import (
+    PROTOCOLS,
+    contrast_by_position,
+    more_subjects,
+    moves,
+    planned,
+    protocol_ranges,
+    subject_moves,
+)
 from helpers.models import load_model, untrained_twin
 from helpers.published import PUBLISHED, PUBLISHED_ITEMS, PublishedItem, describe_items, items_for, published_sweep
 
 LEVEL = 0.01  # the study's
 QUANTILES = [0.025, 0.975]
+ONE_PER_CUT, BOTH_DIRECTIONS = "one value per cut, denoising", "one value per cut, both directions"
+EVERY_MODULE, EVERYTHING = "every module, denoising", "every module, both directions"
 
 
 @dataclass(frozen=True)
 class Audit:
     """The sweep of a run and all that was computed about it; each table is that of the function it names.
 
-    Tables: `sweep` (all protocols), `published` (the study's alone), `moves`, `ranges` (`protocol_ranges` of the
-    associative item), `contrast` (`contrast_by_position` of the associative item, per network), `keys`
-    (`colliding_keys`), `copied` (`copied_tokens`), `ranks` (`answer_ranks`, per network), `alarms` (`false_alarms`),
-    `intervals` (`null_intervals`), `figures` (`published_in_null`), `items` (`describe_items`), `padding` (notebook
-    02's). Numbers: `convolutions` (modules of torch's convolution classes), `from_linear` (`distance_from_linear`).
+    Tables: `sweep` (all protocols), `published` (the study's alone), `moves`, `subjects` (`subject_moves`), `ranges`
+    (`protocol_ranges` of the associative item), `contrast` (`contrast_by_position` of the associative item, per
+    network), `keys` (`colliding_keys`), `copied` (`copied_tokens`), `ranks` (`answer_ranks`, per network), `alarms`
+    (`false_alarms`), `intervals` (`null_intervals`), `shares` (`shares_in_null`), `figures` (`published_in_null`),
+    `items` (`describe_items`), `padding` (notebook 02's). Numbers: `convolutions` (modules of torch's convolution
+    classes), `from_linear` (`distance_from_linear`). `scope` says of which model and weights all this speaks.
     """
 
+    scope: str
     sweep: pd.DataFrame
     published: pd.DataFrame
     moves: pd.DataFrame
+    subjects: pd.DataFrame
     ranges: pd.DataFrame
     contrast: pd.DataFrame
     keys: pd.DataFrame
@@ -46,6 +61,7 @@ class Audit:
     ranks: pd.DataFrame
     alarms: pd.DataFrame
     intervals: pd.DataFrame
+    shares: pd.DataFrame
     figures: pd.DataFrame
     items: pd.DataFrame
     padding: pd.DataFrame
@@ -75,21 +91,30 @@ def studied_networks(
 
 def examine(network: nn.Module, tokenizer, /, **labels: str) -> Examined:
     """Run every item under its protocols, and ask what else the audit wants; `labels` become columns."""
-    sweeps = [published_sweep(network, tokenizer, item, protocols=asked) for item, asked in planned(tokenizer)]
+    plan = planned(tokenizer)
+    sweeps = [published_sweep(network, tokenizer, item, protocols=asked) for item, asked in plan]
+    for item in (item for item, asked in plan if asked == PROTOCOLS):
+        others = more_subjects(item, tokenizer)
+        sweeps.append(published_sweep(network, tokenizer, item, protocols=others, directions=("denoising",)))
     ranks = [{"item": item.name, **answer_ranks(network, tokenizer, item)} for item in PUBLISHED_ITEMS]
     contrast = contrast_by_position(network, tokenizer, PUBLISHED_ITEMS[0])
     return Examined(*(table.assign(**labels) for table in (pd.concat(sweeps), contrast, pd.DataFrame(ranks))))
 
 
-def audit(examined: Sequence[Examined], base: nn.Module, tokenizer, padding: pd.DataFrame) -> Audit:
-    """Audit what the networks gave, which are labelled by `group` ("base", "fine-tuned", "untrained") and `network`."""
+def audit(examined: Sequence[Examined], base: nn.Module, tokenizer, padding: pd.DataFrame, *, settings: Model) -> Audit:
+    """Audit what the networks gave, which are labelled by `group` ("base", "fine-tuned", "untrained") and `network`.
+
+    `settings` name the weights of the base.
+    """
     sweep = pd.concat([one.sweep for one in examined], ignore_index=True)
     published = sweep[sweep["protocol"] == PUBLISHED.name].drop(columns="protocol")
     intervals = null_intervals(published)
     return Audit(
+        scope=scope_of(settings, f"GPT-2 of {base.config.n_layer} blocks × {base.config.hidden_size}"),
         sweep=sweep,
         published=published,
         moves=moves(sweep),
+        subjects=subject_moves(sweep),
         ranges=protocol_ranges(sweep, layers=base.config.n_layer, item=PUBLISHED_ITEMS[0].name),
         contrast=pd.concat([one.contrast for one in examined], ignore_index=True),
         keys=colliding_keys(base),
@@ -97,6 +122,7 @@ def audit(examined: Sequence[Examined], base: nn.Module, tokenizer, padding: pd.
         ranks=pd.concat([one.ranks for one in examined], ignore_index=True),
         alarms=false_alarms(published),
         intervals=intervals,
+        shares=shares_in_null(published, intervals),
         figures=published_in_null(intervals, layers=base.config.n_layer),
         items=describe_items(tokenizer),
         padding=padding,
@@ -164,18 +190,22 @@ def answer_ranks(model, tokenizer, item: PublishedItem) -> dict[str, float]:
 
 
 def false_alarms(sweep: pd.DataFrame) -> pd.DataFrame:
-    """How often one prompt, with its modules taken for independent observations, gives a layer effect at p < 0.01.
+    """How often one prompt, with its values taken for independent observations, gives a layer effect at p < 0.01.
 
-    A one-way analysis of variance of recovery by layer in every network. The study's
-    own test is not known. One row per item, units and group of networks: item, units, values (per network), group,
-    networks, share (with p < 0.01).
+    A one-way analysis of variance of recovery by layer in every network; the study's own test is not known. The units
+    are causal cuts, or modules, of which two are one cut and have one value; by denoising, or by both directions. One
+    row per item, units and group of networks: item, units, values (per network), group, networks, share (p < 0.01).
     """
     inner = sweep[~sweep["by_construction"]].dropna(subset="recovery")
     inner = inner.assign(layer=inner["site"].str.extract(r"\.h\.(\d+)\.", expand=False).astype(int))
+    inner = inner.assign(cut=inner["site"].map(causal_cut))
+    once = inner.drop_duplicates(["item", "group", "network", "direction", "cut"])
     rows = []
     for units, found in (
-        ("modules, denoising", inner[inner["direction"] == "denoising"]),
-        ("modules, both directions", inner),
+        (ONE_PER_CUT, once[once["direction"] == "denoising"]),
+        (BOTH_DIRECTIONS, once),
+        (EVERY_MODULE, inner[inner["direction"] == "denoising"]),
+        (EVERYTHING, inner),
     ):
         for (item, group, _), network in found.groupby(["item", "group", "network"], sort=False):
             layers = [values["recovery"].to_numpy() for _, values in network.groupby("layer")]
@@ -188,53 +218,51 @@ def false_alarms(sweep: pd.DataFrame) -> pd.DataFrame:
 
 
 def null_intervals(sweep: pd.DataFrame, *, null: str = "untrained") -> pd.DataFrame:
-    """Recovery of every trained network beside the null's central 95 % for the same item, direction and module.
+    """Every trained network's values beside the null's central 95 % for the same item, direction and module.
 
-    Sites by construction are left out. Columns of the sweep and low, high, inside.
+    Sites by construction are left out. Columns of the sweep; low, high, inside of the recovery; effect_low,
+    effect_high, effect_inside of the effect before it is divided, in logits.
     """
     inner = sweep[~sweep["by_construction"]].dropna(subset="recovery")
-    keys = ["item", "direction", "site"]
-    bounds = inner[inner["group"] == null].groupby(keys)["recovery"].quantile(QUANTILES).unstack()
-    trained = inner[inner["group"] != null].join(bounds.set_axis(["low", "high"], axis=1), on=keys)
-    return trained.assign(inside=trained["recovery"].between(trained["low"], trained["high"]))
+    keys, trained = ["item", "direction", "site"], inner[inner["group"] != null]
+    for value, prefix in (("recovery", ""), ("effect", "effect_")):
+        low, high, inside = (f"{prefix}{name}" for name in ("low", "high", "inside"))
+        bounds = inner[inner["group"] == null].groupby(keys)[value].quantile(QUANTILES).unstack()
+        trained = trained.join(bounds.set_axis([low, high], axis=1), on=keys)
+        trained = trained.assign(**{inside: trained[value].between(trained[low], trained[high])})
+    return trained
 
 
-def published_in_null(intervals: pd.DataFrame, *, layers: int) -> pd.DataFrame:
-    """Whether a published figure, and our fine-tuned runs, lie inside the null at each module the figure may mean.
+def shares_in_null(sweep: pd.DataFrame, intervals: pd.DataFrame) -> pd.DataFrame:
+    """What dividing by the difference of the runs does to each group of networks.
 
-    Denoising; one row per figure and module: figure, published, site, low, high, inside (the published figure), runs,
-    runs_outside. Figures that hold by construction are left out.
+    One row per group: group, networks, difference (median of |clean − corrupted| over networks and items, in logits),
+    recovery_inside and effect_inside (shares of its values inside the null's central 95 %; none for the null itself).
     """
-    rows = []
-    for figure in PUBLISHED_FIGURES:
-        for site in figure.candidates(layers):
-            found = intervals[(intervals["item"] == figure.item) & (intervals["site"] == site)]
-            found = found[(found["direction"] == "denoising") & (found["group"] == "fine-tuned")]
-            if len(found):
-                low, high = found[["low", "high"]].iloc[0]
-                row = {"figure": figure.name, "published": figure.recovery, "site": site, "low": low, "high": high}
-                counts = {"runs": len(found), "runs_outside": int((~found["inside"]).sum())}
-                rows.append(row | {"inside": low <= figure.recovery <= high, **counts})
-    return pd.DataFrame(rows)
+    runs = sweep.drop_duplicates(["group", "network", "item"])
+    runs = runs.assign(difference=(runs["clean"] - runs["corrupted"]).abs()).groupby("group", sort=False)
+    table = runs.agg(networks=("network", "nunique"), difference=("difference", "median"))
+    shares = intervals.groupby("group")[["inside", "effect_inside"]].mean()
+    return table.join(shares.rename(columns={"inside": "recovery_inside"})).reset_index()
 
 
-def twin_move(sweep: pd.DataFrame) -> pd.Series:
-    """|Recovery of the definitional item − of its twin| per fine-tuned run and module; empty after a shape error.
+def twin_move(sweep: pd.DataFrame, item: str) -> pd.Series:
+    """|Recovery of an item − of its twin| per fine-tuned run and module; empty after a shape error.
 
     Only the wrong answer differs between the two (denoising, no site by construction).
     """
     inner = sweep[(sweep["direction"] == "denoising") & ~sweep["by_construction"] & (sweep["group"] == "fine-tuned")]
     found = inner.pivot_table(index=["network", "site"], columns="item", values="recovery", dropna=False)
-    if not {"definitional", "definitional twin"} <= set(found):
+    if not {item, f"{item} twin"} <= set(found):
         return pd.Series(dtype=float)
-    return (found["definitional"] - found["definitional twin"]).abs().dropna()
+    return (found[item] - found[f"{item} twin"]).abs().dropna()
 
 
 def same_cut(sweep: pd.DataFrame) -> float:
     """Largest difference between a projection's patched run and that of its only reader, in logits."""
     inner = sweep[~sweep["by_construction"]].dropna(subset="patched")
-    part = inner["site"].str.rsplit(".", n=1).str[0]
-    grouped = inner["patched"].groupby([part, inner["item"], inner["direction"], inner["network"]])
+    cut = inner["site"].map(causal_cut)
+    grouped = inner["patched"].groupby([cut, inner["item"], inner["direction"], inner["network"]])
     return float((grouped.max() - grouped.min()).max())
 
 

@@ -7,10 +7,12 @@ question first (another subject, the right answer in both prompts) and only then
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pandas as pd
 import torch
 
-from helpers.claimed import PUBLISHED_FIGURES
+from helpers.claimed import PUBLISHED_FIGURES, causal_cut
 from helpers.published import PUBLISHED, PUBLISHED_ITEMS, Protocol, PublishedItem, equal_length_twin, phrase_difference
 
 IN_QUESTION = {"corrupted": "question"}
@@ -28,22 +30,26 @@ ISOLATIONS = (
     Protocol("all of these", "published", "all of these changes together", **NO_ANSWER, **SPACED_FIRST, own=True),
 )
 PROTOCOLS = (PUBLISHED, *ISOLATIONS)
+OTHER_SUBJECT = ISOLATIONS[4]
 
 
 def planned(tokenizer) -> list[tuple[PublishedItem, tuple[Protocol, ...]]]:
     """The items of a run, each with the protocols it is asked under.
 
-    The associative item, and the definitional one or, where that gives a shape error, its twin, are asked under all;
-    the other of these two only as published.
+    An item or, where that gives a shape error, its twin, is asked under all; the other of these two only as published.
     """
-    associative, definitional = PUBLISHED_ITEMS
-    twin = equal_length_twin(definitional, tokenizer)
-    fits = len({len(tokens) for tokens in PUBLISHED.prompts(definitional, tokenizer).values()}) == 1
-    return [
-        (associative, PROTOCOLS),
-        (definitional, PROTOCOLS if fits else (PUBLISHED,)),
-        (twin, (PUBLISHED,) if fits else PROTOCOLS),
-    ]
+    plan = []
+    for item in PUBLISHED_ITEMS:
+        twin = equal_length_twin(item, tokenizer)
+        fits = len({len(tokens) for tokens in PUBLISHED.prompts(item, tokenizer).values()}) == 1
+        plan += [(item, PROTOCOLS if fits else (PUBLISHED,)), (twin, (PUBLISHED,) if fits else PROTOCOLS)]
+    return plan
+
+
+def more_subjects(item: PublishedItem, tokenizer) -> list[Protocol]:
+    """The protocol "other subject" with every other subject that fits but the first, which it has already."""
+    fitting = len(item.other_questions(tokenizer))
+    return [replace(OTHER_SUBJECT, name=f"{OTHER_SUBJECT.name} {n + 1}", other=n) for n in range(1, fitting)]
 
 
 def protocol_ranges(sweep: pd.DataFrame, *, layers: int, item: str) -> pd.DataFrame:
@@ -86,6 +92,18 @@ def single_moves(moved: pd.DataFrame, *, group: str = "fine-tuned") -> pd.DataFr
     return moved[(moved["group"] == group) & ~together & (moved["largest"] > 0)]
 
 
+def subject_moves(sweep: pd.DataFrame, *, group: str = "fine-tuned") -> pd.DataFrame:
+    """The median move by another subject, over all subjects that were asked about (denoising).
+
+    One row per item: item, subjects, low, high.
+    """
+    inner = _inner(sweep)
+    found = inner[inner["group"] == group].set_index(["item", "network", "site", "protocol"])["recovery"].unstack()
+    moved = found.filter(like=OTHER_SUBJECT.name).sub(found[OTHER_SUBJECT.differs_from], axis=0).abs()
+    medians = moved.groupby(level="item", sort=False).median().dropna(how="all").T.agg(["count", "min", "max"]).T
+    return medians.set_axis(["subjects", "low", "high"], axis=1).reset_index()
+
+
 def moves_table(moved: pd.DataFrame, *, group: str = "fine-tuned", null: str = "untrained") -> pd.DataFrame:
     """The moves for reading: one row per isolation, the median of every item, the largest of all, and the null's."""
     ours, theirs = moved[moved["group"] == group], moved[moved["group"] == null]
@@ -102,11 +120,13 @@ def isolation_profile(sweep: pd.DataFrame, *, layers: int, item: str) -> pd.Data
 
     Columns: site, protocol, group, network, recovery. Of two modules that are one causal cut, only the first is kept.
     """
-    figures = [figure for figure in PUBLISHED_FIGURES if figure.item == item]
-    sites = [site for figure in figures for site in figure.candidates(layers) if site.endswith(figure.suffixes[0])]
-    rows = _inner(sweep)
-    rows = rows[(rows["item"] == item) & rows["site"].isin(sites)]
+    cuts: dict[str, str] = {}
+    for site in (site for figure in PUBLISHED_FIGURES if figure.item == item for site in figure.candidates(layers)):
+        cuts.setdefault(causal_cut(site), site)
+    sites = list(cuts.values())
     order = {protocol.name: number for number, protocol in enumerate(PROTOCOLS)}
+    rows = _inner(sweep)
+    rows = rows[(rows["item"] == item) & rows["site"].isin(sites) & rows["protocol"].isin(order)]
     rows = rows.sort_values("protocol", key=lambda names: names.map(order), kind="stable")
     rows = rows.sort_values("site", key=lambda names: names.map(sites.index), kind="stable")
     rows = rows.assign(site=rows["site"].str.removeprefix("transformer."))

@@ -32,7 +32,8 @@ class PublishedError(ValueError):
 class PublishedItem:
     """One question with its clean and corrupted answer, and the two phrases whose tokens the metric averages.
 
-    `others` are subjects that may take the place of `subject` where the question is corrupted and not the answer.
+    `others` are subjects that may take the place of `subject` where the question is corrupted and not the answer,
+    `other_answers` wrong answers that a twin may have in place of `corrupted_answer`.
     """
 
     name: str
@@ -44,22 +45,24 @@ class PublishedItem:
     provenance: str
     subject: str
     others: tuple[str, ...]
+    other_answers: tuple[str, ...]
 
-    def other_question(self, tokenizer) -> str:
-        """The question about the first of `others` that leaves its length in tokens as it was.
+    def other_questions(self, tokenizer) -> list[str]:
+        """The questions about those of `others` that leave its length in tokens as it was.
 
         Raises PublishedError when none does.
         """
         questions = [self.question.replace(self.subject, other) for other in self.others]
-        return _first_as_long(tokenizer, self.question, questions, f"a subject to the {self.name} item")
+        return _as_long(tokenizer, self.question, questions, f"a subject to the {self.name} item")
 
 
 @dataclass(frozen=True)
 class Protocol:
     """How an item is corrupted, read and scored; the defaults are the study's.
 
-    corrupted: "answer", or "question" (another subject; the right answer stands in both prompts). read: after the
-    final "full stop", after the "last word" before it, or after the "question", where the answer would begin.
+    corrupted: "answer", or "question" (another subject; the right answer stands in both prompts). other: which of the
+    other subjects that fit. read: after the final "full stop", after the "last word" before it, or after the
+    "question", where the answer would begin.
     first_only: the first token of each phrase instead of the mean over all. spaced: the phrases with the space before
     them that running text has. own: the item's own two answers instead of the study's phrases. `differs_from` names the
     protocol that this one is compared with, and `change` says what is changed.
@@ -69,6 +72,7 @@ class Protocol:
     differs_from: str = ""
     change: str = "nothing"
     corrupted: str = "answer"
+    other: int = 0
     read: str = "full stop"
     first_only: bool = False
     spaced: bool = False
@@ -79,7 +83,7 @@ class Protocol:
         if self.corrupted == "answer":
             corrupted = f"{item.question} {item.corrupted_answer}"
         else:
-            corrupted = f"{item.other_question(tokenizer)} {item.clean_answer}"
+            corrupted = f"{item.other_questions(tokenizer)[self.other]} {item.clean_answer}"
         clean = f"{item.question} {item.clean_answer}"
         return {"clean": tokenizer(clean)["input_ids"], "corrupted": tokenizer(corrupted)["input_ids"]}
 
@@ -98,22 +102,36 @@ class Protocol:
 
 PUBLISHED = Protocol()
 PHRASES = ("interictal epileptiform discharges", "intracranial electrode diagnostics")
-# Of several lengths, so that with GPT-2's tokenizer and with the embedded one some phrase is as long as the right one.
+# Of several lengths, so that with GPT-2's tokenizer and with the embedded one some text is as long as the right one.
 OTHER_PHRASES = (
     "intracranial electrode array diagnostics",
     "intracranial electrode recordings",
     "interictal epileptiform diagnostics",
 )
+WHOM = "in both focal and generalized epilepsy."
+# Neutral: a subject that held a scored token would be a cue to copy it.
+OTHER_CONDITIONS = (
+    "chronic kidney disease",
+    "tuberous sclerosis complex",
+    "periventricular nodular heterotopia",
+    "vagus nerve stimulation",
+    "bronchopulmonary dysplasia",
+    "hypertrophic obstructive cardiomyopathy",
+    "hereditary hemorrhagic telangiectasia",
+    "antiphospholipid antibody syndrome",
+)
+OTHER_ABBREVIATIONS = ("GTCS", "ADHD", "VNS", "DBS", "AEDs", "ICDs", "SSRIs")
 PUBLISHED_ITEMS = (
     PublishedItem(
         "associative",
         "What is the presence of interictal epileptiform discharges associated with?",
-        "Increased seizure risk in both focal and generalized epilepsy.",
-        "Cognitive dysfunction risk in both focal and generalized epilepsy.",
+        f"Increased seizure risk {WHOM}",
+        f"Cognitive dysfunction risk {WHOM}",
         *PHRASES,
         provenance="verbatim",
         subject=PHRASES[0],
-        others=(PHRASES[1], *OTHER_PHRASES),
+        others=OTHER_CONDITIONS,
+        other_answers=(f"Low seizure risk {WHOM}", f"Sleep disturbance risk {WHOM}"),
     ),
     PublishedItem(
         "definitional",
@@ -123,14 +141,15 @@ PUBLISHED_ITEMS = (
         *PHRASES,
         provenance="reconstructed: its prompts are not available",
         subject="IEDs",
-        others=("AEDs", "GTCS"),
+        others=OTHER_ABBREVIATIONS,
+        other_answers=tuple(f"{phrase}." for phrase in OTHER_PHRASES),
     ),
 )
 
 
 def items_for(tokenizer) -> list[PublishedItem]:
-    """The two items and the twin of the definitional one, whose prompts are of equal length with any tokenizer."""
-    return [*PUBLISHED_ITEMS, equal_length_twin(PUBLISHED_ITEMS[1], tokenizer)]
+    """The two items and the twin of each, whose prompts are of equal length with any tokenizer."""
+    return [each for item in PUBLISHED_ITEMS for each in (item, equal_length_twin(item, tokenizer))]
 
 
 def equal_length_twin(item: PublishedItem, tokenizer) -> PublishedItem:
@@ -138,18 +157,17 @@ def equal_length_twin(item: PublishedItem, tokenizer) -> PublishedItem:
 
     Nothing else is changed, the scored phrases included. Raises PublishedError when no answer fits.
     """
-    answers = [f"{phrase}." for phrase in OTHER_PHRASES]
-    answer = _first_as_long(tokenizer, item.clean_answer, answers, "a phrase to OTHER_PHRASES")
+    remedy = f"an answer to the {item.name} item's other_answers"
+    answer = _as_long(tokenizer, item.clean_answer, item.other_answers, remedy)[0]
     provenance = "twin: another wrong answer, chosen for its length"
     return replace(item, name=f"{item.name} twin", corrupted_answer=answer, provenance=provenance)
 
 
-def _first_as_long(tokenizer, text: str, candidates: Sequence[str], remedy: str) -> str:
+def _as_long(tokenizer, text: str, candidates: Sequence[str], remedy: str) -> list[str]:
     lengths = {candidate: len(tokenizer(f" {candidate}")["input_ids"]) for candidate in candidates}
     wanted = len(tokenizer(f" {text}")["input_ids"])
-    for candidate, length in lengths.items():
-        if length == wanted:
-            return candidate
+    if fitting := [candidate for candidate, length in lengths.items() if length == wanted]:
+        return fitting
     raise PublishedError(
         f"With this tokenizer {text!r} has {wanted} tokens, and its replacements have "
         f"{', '.join(map(str, lengths.values()))}: add {remedy} that has {wanted}."
@@ -169,14 +187,13 @@ def describe_items(tokenizer) -> pd.DataFrame:
 def visited_modules(model) -> dict[str, str]:
     """Name and class of every module that is patched, in the order of the forward pass.
 
-    All `nn.Linear` and `Conv1D` modules, and the bottlenecks: token embedding, dropout after it, every block, ln_f.
+    All `nn.Linear` and `Conv1D` modules, and the sites `by_construction`.
     """
-    bottleneck = {"transformer.wte", "transformer.drop", "transformer.ln_f"}
-    bottleneck |= {f"transformer.h.{layer}" for layer in range(model.config.n_layer)}
+    fixed = by_construction(model)
     found = {
         name: type(module).__name__
         for name, module in model.named_modules()
-        if isinstance(module, (nn.Linear, Conv1D)) or name in bottleneck
+        if isinstance(module, (nn.Linear, Conv1D)) or name in fixed
     }
     names = list(found)
     # Modules are named before what they hold, and their outputs come after it.
@@ -184,12 +201,13 @@ def visited_modules(model) -> dict[str, str]:
     return {name: found[name] for name in sorted(names, key=lambda name: (last[name], -len(name)))}
 
 
-def by_construction(name: str, kind: str) -> bool:
-    """Whether replaying this module at all positions fixes the rest of the forward pass, whatever the weights.
+def by_construction(model) -> set[str]:
+    """Names of the modules whose replay at all positions fixes the rest of the forward pass, whatever the weights.
 
     The token embedding counts: with equal positions, everything the model sees of the prompt passes through it.
     """
-    return kind not in {"Conv1D"}
+    blocks = {f"transformer.h.{layer}" for layer in range(model.config.n_layer)}
+    return {"transformer.wte", "transformer.drop", *blocks, "transformer.ln_f", "lm_head"}
 
 
 def published_sweep(
@@ -203,14 +221,15 @@ def published_sweep(
     """Patch every visited module at all positions, clean into corrupted (denoising) and the other way (noising).
 
     One row per protocol, direction and module: item, protocol, direction, site, module, by_construction, clean,
-    corrupted, patched (mean-logit differences), recovery = (patched − corrupted) / (clean − corrupted) for denoising
-    and (clean − patched) / (clean − corrupted) for noising, note. When the two prompts differ in length only the
-    unembedding can be replayed, where it is read; the other rows have no number and the note "shape error".
+    corrupted, patched (mean-logit differences), effect = patched − the run it was put into, recovery = effect /
+    (clean − corrupted) for denoising and −effect / (clean − corrupted) for noising, note. When the two prompts differ
+    in length only the unembedding can be replayed, where it is read; the other rows have no number and the note
+    "shape error".
     """
     modules, network = visited_modules(model), NNsight(model)
     rows = []
-    for corrupted in dict.fromkeys(protocol.corrupted for protocol in protocols):
-        alike = [protocol for protocol in protocols if protocol.corrupted == corrupted]
+    for asked in dict.fromkeys((protocol.corrupted, protocol.other) for protocol in protocols):
+        alike = [protocol for protocol in protocols if (protocol.corrupted, protocol.other) == asked]
         prompts = alike[0].prompts(item, tokenizer)
         ids = {run: torch.tensor([tokens], device=model.device) for run, tokens in prompts.items()}
         at = {run: [p.position(item, tokenizer, tokens) for p in alike] for run, tokens in prompts.items()}
@@ -227,12 +246,11 @@ def published_sweep(
                 labels = (item.name, protocol.name, direction)
                 rows += [(*labels, *site, *ends, *_outcome(reached, site[0])) for site in modules.items()]
     table = pd.DataFrame(rows, columns=[*COLUMNS])
-    gained = (table["patched"] - table["corrupted"]).where(
-        table["direction"] == "denoising", table["clean"] - table["patched"]
-    )
-    between = table["clean"] - table["corrupted"]
-    fixed = [by_construction(name, kind) for name, kind in zip(table["site"], table["module"], strict=True)]
-    return table.assign(by_construction=fixed, recovery=gained / between.where(between != 0))
+    denoising, between = table["direction"] == "denoising", table["clean"] - table["corrupted"]
+    effect = table["patched"] - table["corrupted"].where(denoising, table["clean"])
+    gained = effect.where(denoising, -effect)
+    fixed = table["site"].isin(by_construction(model))
+    return table.assign(by_construction=fixed, effect=effect, recovery=gained / between.where(between != 0))
 
 
 def _outcome(reached: dict[str, float], site: str) -> tuple[float, str]:

@@ -12,7 +12,16 @@ from helpers.published import PublishedItem
 
 QUESTION = "w11 w12 w13 w14"
 EQUAL = PublishedItem(
-    "equal", QUESTION, "w21 w22 w23", "w31 w22 w33", "w5 w6 w7", "w8 w9", "made up", "w13", ("w40 w41", "w42", "w43")
+    "equal",
+    QUESTION,
+    "w21 w22 w23",
+    "w31 w22 w33",
+    "w5 w6 w7",
+    "w8 w9",
+    "made up",
+    "w13",
+    ("w40 w41", "w42", "w43"),
+    ("w31 w32", "w31 w32 w23", "w31 w33 w23"),
 )
 UNEQUAL = replace(EQUAL, name="unequal", corrupted_answer="w31 w32")
 TOKENIZERS = [

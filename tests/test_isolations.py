@@ -14,11 +14,13 @@ from helpers.isolations import (
     PROTOCOLS,
     contrast_by_position,
     isolation_profile,
+    more_subjects,
     moves,
     moves_table,
     planned,
     protocol_ranges,
     single_moves,
+    subject_moves,
 )
 from helpers.published import PUBLISHED, published_sweep
 
@@ -105,7 +107,7 @@ def test_the_steadiest_module_comes_first():
 def test_the_definitional_item_or_its_twin_is_asked_under_every_protocol(name):
     asked = {item.name: len(protocols) for item, protocols in planned(real_tokenizer(name))}
     alone = {"embedded": "definitional twin", "gpt2": "definitional"}[name]
-    assert asked == {"associative": 8, "definitional": 8, "definitional twin": 8, alone: 1}
+    assert asked == {"associative": 8, "associative twin": 1, "definitional": 8, "definitional twin": 8, alone: 1}
 
 
 def test_the_two_runs_are_equal_to_the_bit_until_the_answer_begins():
@@ -118,6 +120,24 @@ def test_the_two_runs_are_equal_to_the_bit_until_the_answer_begins():
     published = published_sweep(model, tokenizer, EQUAL).iloc[0]
     assert last["difference"] == pytest.approx(published["clean"] - published["corrupted"], abs=1e-5)
     assert (last["clean"], last["corrupted"]) == ("w23", "w33")
+
+
+def test_the_move_by_another_subject_is_given_for_every_subject():
+    more = more_subjects(EQUAL, word_tokenizer())
+    assert [(p.name, p.other, p.corrupted, p.read) for p in more] == [("other subject 2", 1, "question", "full stop")]
+    values = flat(0.5) | {"other subject": (0.6, 0.8), "other subject 2": (1.5, 0.1), "all of these": (9.0, 9.0)}
+    table = pd.DataFrame(rows(values) + rows(flat(0.0) | {"other subject": (7.0, 7.0)}, group="untrained"))
+    found = subject_moves(table)
+    assert found.values.tolist() == [["associative", 2, pytest.approx(0.2), pytest.approx(0.7)]]
+    assert "other subject 2" not in set(isolation_profile(table, layers=2, item="associative")["protocol"])
+
+
+def test_one_module_of_every_causal_cut_is_drawn():
+    table = pd.DataFrame(rows(flat(0.5)))
+    both = pd.concat([table, table.assign(site=table["site"].str.replace("c_fc", "c_proj"))])
+    assert isolation_profile(both, layers=2, item="associative")["site"].unique().tolist() == [
+        "h.0.mlp.c_fc", "h.1.mlp.c_fc"
+    ]  # fmt: skip
 
 
 def test_single_moves_are_of_one_change_that_changes_something_in_one_group():

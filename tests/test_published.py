@@ -111,7 +111,8 @@ def test_no_other_module_of_the_network_fixes_the_rest_of_the_forward_pass(netwo
     """Every module is replayed, not only the visited ones, so that the list of bottlenecks is shown to be complete."""
     for model in networks:
         visited = visited_modules(model)
-        complete = {name for name in visited if by_construction(name, visited[name])}
+        complete = by_construction(model)
+        assert complete <= set(visited)
         # Not modules of their own: the whole network, its body, and the list of blocks, which is never called.
         others = {n for n, _ in model.named_modules()} - {"", "transformer", "transformer.h"}
         others -= {n for n in others if n.endswith(("attn_dropout",))}  # named in GPT-2, but not called
@@ -146,6 +147,8 @@ def test_every_number_equals_plain_hooks(networks, sweeps):
             gained = expected * (ends["clean"] - ends["corrupted"])
             patched = ends["corrupted"] + gained if row["direction"] == "denoising" else ends["clean"] - gained
             assert row["patched"] == pytest.approx(patched, abs=1e-4)
+            start = ends["corrupted" if row["direction"] == "denoising" else "clean"]
+            assert row["effect"] == pytest.approx(patched - start, abs=1e-4)
             assert row["module"] == type(model.get_submodule(row["site"])).__name__
 
 
@@ -230,7 +233,9 @@ def test_the_associative_pair_is_of_equal_length(name):
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_the_twin_is_of_equal_length_where_the_definitional_item_need_not_be(name):
     tokenizer = real_tokenizer(name)
-    associative, definitional, twin = items_for(tokenizer)
+    _, associative_twin, definitional, twin = items_for(tokenizer)
+    assert len({len(prompt) for prompt in PUBLISHED.prompts(associative_twin, tokenizer).values()}) == 1
+    assert associative_twin.corrupted_answer != PUBLISHED_ITEMS[0].corrupted_answer
     lengths = [len(prompt) for prompt in PUBLISHED.prompts(definitional, tokenizer).values()]
     assert lengths == {"embedded": [10, 10], "gpt2": [17, 16]}[name]
     assert {len(prompt) for prompt in PUBLISHED.prompts(twin, tokenizer).values()} == {lengths[0]}
@@ -269,12 +274,51 @@ def test_tokens_are_read_and_scored_where_a_reader_expects_them(name):
         assert f" {answer}".startswith(tokenizer.decode(token))
 
 
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_no_other_subject_is_a_cue_to_copy_what_is_scored(name):
+    """Whatever is scored, in any protocol, is in none of the other questions, but for what the subject leaves there."""
+    tokenizer = real_tokenizer(name)
+    for item in PUBLISHED_ITEMS:
+        texts = (*PHRASES, item.clean_answer, item.corrupted_answer, *item.other_answers)
+        scored = {token for text in texts for space in ("", " ") for token in tokenizer(space + text)["input_ids"]}
+        fitting = item.other_questions(tokenizer)
+        assert len(fitting) >= 3 and len(set(fitting)) == len(fitting)
+        for question in fitting:
+            before, after = item.question.split(item.subject)
+            subject = question.removeprefix(before).removesuffix(after)
+            assert subject in item.others and not scored & set(tokenizer(f" {subject}")["input_ids"]), subject
+
+
+def test_every_other_subject_that_fits_can_be_asked_about():
+    assert EQUAL.other_questions(word_tokenizer()) == ["w11 w12 w42 w14", "w11 w12 w43 w14"]
+    first, second = (Protocol(name=str(n), corrupted="question", other=n) for n in (0, 1))
+    assert second.prompts(EQUAL, word_tokenizer())["corrupted"] == [11, 12, 43, 14, 21, 22, 23]
+    model = tiny_gpt2(0, layers=1, width=8, heads=2)
+    together = published_sweep(model, word_tokenizer(), EQUAL, protocols=(first, second)).set_index("protocol")
+    for protocol in (first, second):
+        alone = published_sweep(model, word_tokenizer(), EQUAL, protocols=(protocol,))
+        assert together.loc[protocol.name, "patched"].tolist() == pytest.approx(alone["patched"].tolist(), abs=1e-6)
+    assert together.loc["0", "corrupted"].iloc[0] != pytest.approx(together.loc["1", "corrupted"].iloc[0], abs=1e-4)
+
+
+def test_another_linear_module_is_visited_and_is_not_called_by_construction():
+    model = tiny_gpt2(0, layers=1, width=8, heads=2)
+    convolution, linear = model.transformer.h[0].mlp.c_fc, torch.nn.Linear(8, 32)
+    linear.weight.data, linear.bias.data = convolution.weight.data.T.contiguous(), convolution.bias.data
+    model.transformer.h[0].mlp.c_fc = linear
+    table = published_sweep(model, word_tokenizer(), EQUAL).set_index(["site", "direction"])
+    row = table.loc[("transformer.h.0.mlp.c_fc", "denoising")]
+    assert row["module"] == "Linear" and not row["by_construction"] and abs(row["recovery"] - 1) > 1e-3
+
+
 def test_an_item_without_a_fitting_replacement_says_what_to_do():
     long = replace(EQUAL, clean_answer="w1 w2 w3 w4 w5 w6 w7 w8 w9")
-    with pytest.raises(PublishedError, match=r"has 9 tokens.* have 4, 3, 3: add a phrase to OTHER_PHRASES that has 9"):
+    with pytest.raises(
+        PublishedError, match=r"has 9 tokens.* have 2, 3, 3: add an answer to the equal item's other_answers"
+    ):
         equal_length_twin(long, word_tokenizer())
     with pytest.raises(PublishedError, match="has 4 tokens.* have 5, 6: add a subject to the equal item that has 4"):
-        replace(EQUAL, others=("w1 w2", "w1 w2 w3")).other_question(word_tokenizer())
+        replace(EQUAL, others=("w1 w2", "w1 w2 w3")).other_questions(word_tokenizer())
 
 
 def test_the_items_are_answered_inside_their_prompts_and_scored_by_the_same_phrases():
@@ -293,6 +337,9 @@ def test_every_published_figure_names_modules_that_are_visited():
         for figure in PUBLISHED_FIGURES:
             assert set(figure.candidates(layers)) <= set(modules)
             assert figure.item in {item.name for item in PUBLISHED_ITEMS}
+    convolutional = next(figure for figure in PUBLISHED_FIGURES if figure.name == "convolutional layer")
+    modules = visited_modules(tiny_gpt2(0, layers=3, width=8, heads=2))
+    assert set(convolutional.candidates(3)) == {n for n, k in modules.items() if k == "Conv1D" and ".h.1." not in n}
     figure = PublishedFigure("x", 0.5, "associative", ("attn.c_attn", "attn.c_proj"))
     assert figure.candidates(3) == [f"transformer.h.{i}.attn.{part}" for i in (0, 2) for part in ("c_attn", "c_proj")]
     assert len(figure.candidates(1)) == 2
@@ -301,7 +348,7 @@ def test_every_published_figure_names_modules_that_are_visited():
 def test_published_figures_stand_beside_the_median_of_each_group(sweeps):
     named = [t.assign(item="associative", group="base", network=str(n)) for n, t in enumerate(sweeps)]
     sweep = pd.concat(named, ignore_index=True)
-    compared = published_comparison(sweep, layers=LAYERS).set_index("may mean")
+    compared = published_comparison(sweep, layers=LAYERS).drop_duplicates("may mean").set_index("may mean")
     for site in ("transformer.h.0.mlp.c_fc", "transformer.h.1.attn.c_proj"):
         found = [t[(t["site"] == site) & (t["direction"] == "noising")]["recovery"].item() for t in sweeps]
         assert compared.loc[site, "base, noising"] == pytest.approx(sum(found) / 2)
