@@ -110,7 +110,7 @@ def audit(examined: Sequence[Examined], base: nn.Module, tokenizer, padding: pd.
     published = sweep[sweep["protocol"] == PUBLISHED.name].drop(columns="protocol")
     intervals = null_intervals(published)
     return Audit(
-        scope=scope_of(settings, f"GPT-2 of {base.config.n_layer} blocks × {base.config.hidden_size}"),
+        scope=scope_of(settings, base),
         sweep=sweep,
         published=published,
         moves=moves(sweep),

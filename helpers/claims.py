@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from helpers.config import Items, Model
+from helpers.config import Model
 from helpers.plans import Site
 
 MARGIN, CONTROL = 0.1, 0.5
@@ -176,11 +176,12 @@ def claims_table(
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def scope_of(model: Model, shape: str, asked: Items) -> str:
-    """Of which model, weights and wording a verdict speaks; what a folder holds is not known, so it is named."""
+def scope_of(model: Model, network) -> str:
+    """Of which model and weights a verdict speaks; what a folder holds is not known, so it is named."""
+    config = network.config
     weights = f"{model.name_or_path}{f' at {model.revision[:7]}' if model.revision else ''}, fine-tuned"
     if model.plumbing:
         weights = "random weights (GPT-2 itself: not tested)"
     elif model.name_or_path == "embedded":
         weights = "the embedded model, fine-tuned (GPT-2 itself: not tested)"
-    return f"{shape}, {weights}; items asked in one wording, {asked.group}-{asked.wording}"
+    return f"{config.model_type} of {config.num_hidden_layers} blocks × {config.hidden_size}, {weights}"

@@ -237,8 +237,8 @@ instead, ranges = no_verdict(profile.model, known), seed_ranges(measured, arm="r
 claims = claims_table(real_arm, made_up, published, seeds=ranges, instead=instead)
 write_table(output / "claims.parquet", claims)
 table(claims)
-shape = f"GPT-2 of {layer_count(base)} blocks × {base.config.hidden_size}"
-claims_text = readings.claims(claims, scope_of(profile.model, shape, profile.items))
+asked = f"items asked in one wording, {profile.items.group}-{profile.items.wording}"
+claims_text = readings.claims(claims, f"{scope_of(profile.model, base)}; {asked}")
 paragraph(claims_text)
 write_json(output / "claims.json", claims_text)
 findings = {"Where recall flows, and what nulls show": networks_text, "What fine-tuning changed": change_text}
