@@ -150,7 +150,7 @@ def no_verdict(model: Model, known: pd.DataFrame) -> str:
     if model.plumbing:
         return "not tested"
     tuned = known[known["network"] == "fine-tuned"]
-    return "" if (tuned["low"] > 0.5).all() else "undecided"
+    return "" if len(tuned) and (tuned["low"] > 0.5).all() else "undecided"
 
 
 def claims_table(
@@ -170,7 +170,7 @@ def claims_table(
     for name, claim in CLAIMS.items():
         estimate = real.get(name)
         own = [str(estimate), seeds.get(name, "–"), estimate.null] if estimate else ["–", "–", "–"]
-        said = instead or verdict(estimate, claim.region) if estimate else claim.outcome
+        said = instead or verdict(estimate, claim.region) if estimate else claim.outcome or "not tested"
         row = [claim.sentence, claim.published, published.get(name, "–"), claim.measured_at, *own]
         rows.append([*row, str(made_up[name]) if name in made_up else "–", said])
     return pd.DataFrame(rows, columns=COLUMNS)

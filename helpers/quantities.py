@@ -20,11 +20,12 @@ def corrected_estimates(measured: Mapping[str, pd.DataFrame], *, arm: str, stati
     """By the corrected protocol, from one arm's confirmatory items; an item's seeds are averaged.
 
     `measured` are the tables of helpers.clap; used are `effects`, `sites`, `joint` and `clean`, by denoising.
-    `statistics` are resamples, confidence and seed. An arm that was not run gives no estimate.
+    `statistics` are resamples, confidence and seed. An arm that was not run, or has one kind
+    alone, gives no estimate.
     """
     tables = (measured[name] for name in ("sites", "effects", "joint", "clean"))
     sites, effects, joint, clean = (table[table["arm"] == arm] for table in tables)
-    if sites.empty:
+    if set(sites["kind"]) != {*KINDS}:
         return {}
     options = {"item": "item_id", **statistics}
     layers = whole_layers(effects)
@@ -92,8 +93,12 @@ def _contrast(table: pd.DataFrame, kinds: tuple[str, str], options: Mapping) -> 
 
 
 def _range(layers: pd.DataFrame, options: Mapping) -> Estimate:
-    found = layer_range(layers[layers["component"] == "mlp_out"], **options)
-    return Estimate(*(found[name] for name in ("estimate", "low", "high", "null_low", "null_high")))
+    mlps = layers[layers["component"] == "mlp_out"]
+    found, defined = (
+        layer_range(mlps, **options),
+        recovery_intervals(mlps, by=["component"], **options)["defined"].all(),
+    )
+    return Estimate(*(found[name] for name in ("estimate", "low", "high", "null_low", "null_high")), bool(defined))
 
 
 def _widest(estimate: Estimate, nulls: Iterable[Estimate]) -> Estimate:
@@ -105,6 +110,7 @@ def _widest(estimate: Estimate, nulls: Iterable[Estimate]) -> Estimate:
         estimate.high,
         min([estimate.null_low, *(other.low for other in nulls)]),
         max([estimate.null_high, *(other.high for other in nulls)]),
+        estimate.defined,
     )
 
 

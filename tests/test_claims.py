@@ -1,34 +1,38 @@
-"""Claims: verdicts at the edges of the rule, estimates and published numbers from tables made by hand."""
+"""Claims: verdicts at the edges of the rule, who gets none at all, and the table that a reader sees."""
 
-import itertools
 import math
 
-import numpy as np
 import pandas as pd
 import pytest
+import torch
+from conftest import VOCABULARY, tiny_gpt2
+from words import word_tokenizer
 
 from helpers.claims import (
     CLAIMS,
     COLUMNS,
-    EDITING,
+    CONTROL,
     FIRST_ATTENTION,
     FIRST_MLP,
+    LAST_ATTENTION,
     LAST_BLOCK,
     Estimate,
     Region,
     claimed_sites,
     claims_table,
-    corrected_estimates,
-    published_numbers,
+    no_verdict,
     scope_of,
     verdict,
-    whole_layers,
 )
-from helpers.config import Model
+from helpers.clap import gathered, measure_nulls, measure_tuned
+from helpers.config import Items, Model, Patching
+from helpers.experiment import select_pairs, shares_known
+from helpers.models import untrained_twin
 from helpers.plans import Site
+from helpers.quantities import corrected_estimates
 
-STATISTICS = {"resamples": 200, "confidence": 0.9, "seed": 0}
 NULL = (-0.25, 0.4)
+ITEMS = Items(0.2, 0.0, wording=2, group="unseen", max_pairs_per_kind=None, seed=0)
 
 
 @pytest.mark.parametrize(
@@ -48,19 +52,38 @@ NULL = (-0.25, 0.4)
         ((0.1, 0.3), (), (0.0, math.inf), "supported"),
         ((0.1, 0.3), (-0.05, 0.05), (0.0, math.inf), "undecided"),
         ((-0.3, -0.1), (), (0.0, math.inf), "refuted"),
-        ((-9.0, 0.1), (), (-math.inf, 0.236), "supported"),
-        ((-0.1, 0.3), (), (-math.inf, 0.236), "undecided"),
-        ((-0.1, 0.1), NULL, (-math.inf, 0.236), "supported"),  # that something is small needs no null
     ],
 )
 def test_a_verdict_at_the_edges_of_the_rule(interval, null, region, expected):
     assert verdict(Estimate(sum(interval) / 2, *interval, *null), Region(*region)) == expected
 
 
+@pytest.mark.parametrize(
+    "interval, control, expected",
+    [
+        ((-9.0, 0.236), CONTROL, "supported"),
+        ((-0.1, 0.1), CONTROL + 1, "supported"),
+        ((-0.1, 0.1), CONTROL - 1e-4, "undecided"),  # nothing recovers anything: that a site does not says nothing
+        ((-0.1, 0.1), math.nan, "undecided"),
+        ((-0.1, 0.3), CONTROL, "undecided"),
+        ((0.3, 0.4), 0.0, "refuted"),  # which needs no control
+    ],
+)
+def test_that_something_is_small_needs_a_site_that_is_not_and_no_null(interval, control, expected):
+    for null in ((), NULL, (-9.0, 9.0)):
+        ends = dict(zip(("null_low", "null_high"), null, strict=False))
+        assert verdict(Estimate(0.0, *interval, **ends, control=control), Region(high=0.236)) == expected
+
+
+def test_a_control_is_asked_of_claims_of_smallness_alone():
+    for control in (0.0, math.nan, 1.0):
+        assert verdict(Estimate(0.55, 0.5, 0.6, *NULL, control=control), Region(0.46, 0.66)) == "supported"
+
+
 def test_what_is_not_defined_is_undecided_wherever_it_lies():
     for value, defined in ((0.5, False), (math.nan, True)):
-        for region in (Region(0.4, 0.6), Region(0.9, 1.0)):
-            assert verdict(Estimate(value, 0.45, 0.55, defined=defined), region) == "undecided"
+        for region in (Region(0.4, 0.6), Region(0.9, 1.0), Region(high=1.0)):
+            assert verdict(Estimate(value, 0.45, 0.55, defined=defined, control=1.0), region) == "undecided"
 
 
 def test_estimates_in_words():
@@ -73,190 +96,9 @@ def test_claimed_sites_are_the_first_block_and_the_last():
     assert claimed_sites(4) == {
         FIRST_MLP: [Site("mlp_out", 0, "all")],
         FIRST_ATTENTION: [Site("attn_out", 0, "all")],
+        LAST_ATTENTION: [Site("attn_out", 3, "all")],
         LAST_BLOCK: [Site("attn_out", 3, "all"), Site("mlp_out", 3, "all")],
     }
-
-
-ITEMS = [("definitional", f"d{n}") for n in range(4)] + [("associative", f"a{n}") for n in range(4)]
-# Recovery of every claimed site by network: the second kind is the one that the claim is not about.
-RECOVERED = {
-    FIRST_MLP: {"associative": (0.5, 0.1, -0.2, 0.0), "definitional": (7.0, 8.0, -8.0, 9.0)},
-    LAST_BLOCK: {"definitional": (0.8, -0.3, 0.3, 0.1), "associative": (7.0, 8.0, -8.0, 9.0)},
-    FIRST_ATTENTION: {"associative": (0.25, 0.0, 0.0, -0.5), "definitional": (7.0, 8.0, -8.0, 9.0)},
-}
-EVERYWHERE = {"definitional": (0.0, 0.0, 0.0, 3.0), "associative": (1.0, -1.0, 1.0, 2.0)}
-PLACES = [("attn_out", 0), ("attn_out", 1), ("mlp_out", 0), ("mlp_out", 1)]
-
-
-def made_up_tables(scale: float) -> dict[str, pd.DataFrame]:
-    """The tables of helpers.clap, all items of a kind being alike, in two seeds; `scale` moves every number of an arm.
-
-    Beside what the claims are about stand rows that they are not about.
-    """
-    tables = {"sites": [], "effects": [], "joint": [], "clean": []}
-    for (kind, item), seed in itertools.product(ITEMS, (0, 1)):
-        row = {"item_id": item, "kind": kind, "seed": seed, "denominator": 4.0}
-        for site, recovered in RECOVERED.items():
-            tuned, base, shuffled, untrained = (4 * scale * share for share in recovered[kind])
-            tables["sites"].append(row | {"sites": site, "network": "fine-tuned", "numerator": tuned})
-            for name, value in (("base", base), ("shuffled donor", shuffled)) if seed == 0 else ():
-                tables["sites"].append(row | {"sites": site, "network": name, "numerator": value})
-            for draw in range(11) if seed == 0 else ():
-                drawn = untrained + 4 * scale * (draw - 5) / 10
-                own = {"sites": site, "network": "untrained", "draw": draw, "numerator": drawn}
-                tables["sites"].append(row | own)
-        for (component, layer), value in zip(PLACES, EVERYWHERE[kind], strict=True):
-            place = {"component": component, "layer": layer, "role": "all", "network": "fine-tuned"}
-            place |= {"direction": "denoising", "metric": "logit_difference", "numerator": scale * value}
-            tables["effects"].append(row | place)
-            for other in ({"network": "base"}, {"role": "last"}, {"component": "head_out"}, {"direction": "noising"},
-                          {"metric": "kl_divergence"}):  # fmt: skip
-                tables["effects"].append(row | place | other | {"numerator": 100.0 + layer * len(item)})
-        for group, direction in itertools.product(("feed-forward", "attention"), ("denoising", "noising")):
-            counts = (group, direction) == ("feed-forward", "denoising")
-            together = {"group": group, "direction": direction, "joint": 3.0 * scale if counts else -9.0, "added": 2.0}
-            tables["joint"].append(row | together)
-        difference = {"definitional": 6.0, "associative": 2.0}[kind] + (1.0 if seed else -1.0)
-        tables["clean"].append(row | {"numerator": scale * difference, "denominator": 1.0})
-    return {name: pd.DataFrame(rows) for name, rows in tables.items()}
-
-
-@pytest.fixture(scope="module")
-def measured():
-    real, other = made_up_tables(1.0), made_up_tables(-3.0)
-    return {
-        name: pd.concat([other[name].assign(arm="made-up"), real[name].assign(arm="real")], ignore_index=True)
-        for name in real
-    }
-
-
-@pytest.fixture(scope="module")
-def estimates(measured):
-    return corrected_estimates(measured, arm="real", statistics=STATISTICS)
-
-
-def test_every_claim_has_an_estimate(estimates):
-    assert list(estimates) == list(CLAIMS)
-    assert all(estimate.defined for estimate in estimates.values())
-
-
-@pytest.mark.parametrize(
-    "claim, value, null",
-    [
-        # Untrained networks reach from -0.5 to 0.5 around their own middle, of which the central 90 % is 0.45 each way.
-        ("first_mlp", 0.5, (-0.45, 0.45)),
-        ("last_layer", 0.8, (-0.35, 0.55)),
-        ("first_attention", 0.25, (-0.95, 0.0)),
-    ],
-)
-def test_recovery_at_a_claimed_site_is_that_of_its_kind_beside_the_widest_of_all_nulls(estimates, claim, value, null):
-    found = estimates[claim]
-    assert (found.value, found.low, found.high) == pytest.approx((value, value, value))
-    assert (found.null_low, found.null_high) == pytest.approx(null)
-
-
-def test_a_null_that_is_wider_than_the_untrained_networks_counts(measured):
-    sites = measured["sites"].copy()
-    sites.loc[(sites["network"] == "base") & (sites["sites"] == FIRST_MLP), "numerator"] = 4 * 0.75
-    sites.loc[(sites["network"] == "shuffled donor") & (sites["sites"] == FIRST_MLP), "numerator"] = 4 * -0.875
-    found = corrected_estimates(measured | {"sites": sites}, arm="real", statistics=STATISTICS)["first_mlp"]
-    assert (found.null_low, found.null_high) == pytest.approx((-0.875, 0.75))
-    alone = sites[sites["network"] == "fine-tuned"]
-    found = corrected_estimates(measured | {"sites": alone}, arm="real", statistics=STATISTICS)["first_mlp"]
-    assert math.isnan(found.null_low) and found.value == pytest.approx(0.5)
-
-
-def test_contrasts_of_kinds_by_hand(estimates):
-    # Associative items: 25 / (4 · 7) of the sites take part; definitional ones: one of four.
-    found = estimates["distributed"]
-    assert (found.value, found.low, found.high) == pytest.approx((25 / 28 - 1 / 4,) * 3)
-    assert found.null_low < 0 < found.null_high < found.value + 1e-9
-    # The mean of all is 4, and each item's two seeds are 6 and 2 on average: (6 − 2) / 4.
-    found = estimates["clean_difference"]
-    assert (found.value, found.low, found.high) == pytest.approx((1, 1, 1)) and found.null_low < 0 < found.null_high
-
-
-def test_layers_and_their_sum_by_hand(estimates):
-    # MLP 0: (0 + 1) / 2; MLP 1: (3 + 2) / 2; over a denominator of 4.
-    found = estimates["layers_differ"]
-    assert found.value == pytest.approx(0.5) and found.low <= 0.5 <= found.high
-    assert 0 <= found.null_low < found.null_high
-    found = estimates["layers_add"]
-    assert (found.value, found.low, found.high) == pytest.approx((1.5, 1.5, 1.5)) and math.isnan(found.null_low)
-
-
-def test_arms_are_kept_apart_and_one_that_was_not_run_has_no_estimate(measured):
-    found = corrected_estimates(measured, arm="made-up", statistics=STATISTICS)
-    assert found["first_mlp"].value == pytest.approx(-1.5) and found["layers_add"].value == pytest.approx(-4.5)
-    assert found["clean_difference"].value == pytest.approx(1)
-    assert corrected_estimates(measured, arm="nowhere", statistics=STATISTICS) == {}
-
-
-def test_a_denominator_that_may_be_0_leaves_a_claim_undefined(measured):
-    joint = measured["joint"]
-    joint = joint.assign(added=np.where(joint["item_id"].str.endswith(("0", "2")), -1.0, 1.25))
-    found = corrected_estimates(measured | {"joint": joint}, arm="real", statistics=STATISTICS)["layers_add"]
-    assert not found.defined and verdict(found, CLAIMS["layers_add"].region) == "undecided"
-
-
-def test_whole_layers_are_attention_and_mlps_at_all_positions_by_denoising(measured):
-    found = whole_layers(measured["effects"])
-    assert set(found["component"]) == {"attn_out", "mlp_out"} and set(found["network"]) == {"fine-tuned", "base"}
-    assert len(found) == 2 * 2 * len(ITEMS) * len(PLACES) * 2
-    assert found[["role", "direction", "metric"]].drop_duplicates().to_numpy().tolist() == [
-        ["all", "denoising", "logit_difference"]
-    ]
-
-
-def published_sweep_of(group: str, network: str, shift: float, clean=(3.0, 1.0), broken=()) -> pd.DataFrame:
-    """Both items in a network of two blocks; `shift` moves every recovery but the unembedding's."""
-    recovered = {
-        "associative": {"attn.0": 0.125, "mlp.0": 0.5, "attn.1": 0.0, "mlp.1": 0.25},
-        "definitional": {"attn.0": 0.25, "mlp.0": 0.25, "attn.1": 0.25, "mlp.1": 0.25},
-    }
-    rows = []
-    for item, ends in zip(("definitional", "associative"), clean, strict=True):
-        for place, value in recovered[item].items():
-            part, layer = place.split(".")
-            for module in ("c_attn" if part == "attn" else "c_fc", "c_proj"):
-                other = 0.0 if module == "c_proj" else 7.0  # in a network they are equal; here they tell which is read
-                site, own = f"transformer.h.{layer}.{part}.{module}", value + shift + other
-                own = math.nan if item in broken else own
-                rows.append({"item": item, "site": site, "recovery": own, "clean": ends})
-        rows.append({"item": item, "site": "lm_head", "recovery": 1.0, "clean": ends})
-        rows.append({"item": item, "site": "transformer.ln_f", "recovery": 77.0, "clean": ends})
-    table = pd.DataFrame(rows).assign(group=group, network=network, direction="denoising")
-    return pd.concat([table, table.assign(direction="noising", recovery=99.0)], ignore_index=True)
-
-
-def test_published_numbers_by_hand():
-    sweep = pd.concat(
-        [published_sweep_of("fine-tuned", f"seed {n}", shift) for n, shift in enumerate((0.0, 5.0, -0.0625))]
-        + [published_sweep_of("untrained", f"untrained {n}", n / 4, clean=(-1.0, 1.0)) for n in range(3)]
-        + [published_sweep_of("base", "base", 50.0)]
-    )
-    found = published_numbers(sweep, layers=2)
-    assert list(found) == [name for name in CLAIMS if name != "layers_add"]  # which no published sweep can tell
-    # The median of 0.5, 5.5 and 0.4375; untrained 0.5, 0.75 and 1, the central 95 % of which is 0.5125 to 0.9875.
-    assert found["first_mlp"] == "0.50; untrained 0.51 to 0.99"
-    assert found["first_attention"] == "0.12; untrained 0.14 to 0.61"
-    assert found["last_layer"] == "1.00; untrained 1.00 to 1.00"
-    assert found["layers_differ"] == "0.25; untrained 0.25 to 0.25"
-    # (3 − 1) / 2 where it was trained; (−1 − 1) / 1 where it was not.
-    assert found["clean_difference"] == "1.00; untrained -2.00 to -2.00"
-    # One module of each causal cut counts. Without a shift: 0.875² / (4 · 0.328125) less 1.
-    only = published_numbers(published_sweep_of("fine-tuned", "seed 0", 0.0), layers=2)
-    assert only["distributed"] == f"{0.875**2 / (4 * 0.328125) - 1:.2f}"
-
-
-def test_a_quantity_that_needs_prompts_of_one_length_is_a_shape_error():
-    found = published_numbers(published_sweep_of("fine-tuned", "seed 0", 0.0, broken=("definitional",)), layers=2)
-    assert found["distributed"] == "shape error" and found["first_mlp"] == "0.50" and found["last_layer"] == "1.00"
-    found = published_numbers(published_sweep_of("fine-tuned", "seed 0", 0.0, broken=("associative",)), layers=2)
-    assert {name for name, text in found.items() if text == "shape error"} == {
-        "first_mlp", "distributed", "first_attention", "layers_differ"
-    }  # fmt: skip
-    assert found["clean_difference"] == "1.00"
 
 
 def model_of(name: str, *, revision: str | None = None, plumbing: bool = False) -> Model:
@@ -264,41 +106,128 @@ def model_of(name: str, *, revision: str | None = None, plumbing: bool = False) 
 
 
 @pytest.mark.parametrize(
-    "model, scope",
+    "model, weights",
     [
-        (model_of("random", plumbing=True), "GPT-2 of 2 blocks × 8, random weights; GPT-2: not tested"),
-        (model_of("embedded"), "GPT-2 of 2 blocks × 8, embedded and fine-tuned; GPT-2: not tested"),
-        (model_of("a/hub-name", revision="0123456789" * 4), "GPT-2 of 2 blocks × 8, a/hub-name at 0123456, fine-tuned"),
-        (model_of("/a/folder"), "GPT-2 of 2 blocks × 8, /a/folder, fine-tuned"),
+        (model_of("random", plumbing=True), "random weights (GPT-2 itself: not tested)"),
+        (model_of("embedded"), "the embedded model, fine-tuned (GPT-2 itself: not tested)"),
+        (model_of("a/hub-name", revision="0123456789" * 4), "a/hub-name at 0123456, fine-tuned"),
+        (model_of("/a/folder"), "/a/folder, fine-tuned"),
     ],
 )
-def test_a_scope_names_model_and_weights(model, scope):
-    assert scope_of(model, "GPT-2 of 2 blocks × 8") == scope
+def test_a_scope_names_the_network_and_its_weights(model, weights):
+    network = tiny_gpt2(0, layers=2, width=8, heads=2)
+    assert scope_of(model, network) == f"gpt2 of 2 blocks × 8, {weights}"
 
 
-def test_the_table_of_claims(estimates, measured):
-    made_up = corrected_estimates(measured, arm="made-up", statistics=STATISTICS)
-    published = {"first_mlp": "0.12; untrained 0.00 to 0.30"}
-    table = claims_table(estimates, made_up, published, model=model_of("embedded"), shape="tiny")
-    assert table.columns.tolist() == COLUMNS and len(table) == len(CLAIMS) + 1
-    assert table["claim"].tolist() == [*(claim.sentence for claim in CLAIMS.values()), EDITING.sentence]
-    rows = table.set_index("claim").to_dict("index")
-    first = rows[CLAIMS["first_mlp"].sentence]
-    assert first == {
-        "published": "56 %", "published protocol here": published["first_mlp"],
-        "corrected protocol here": "0.50 [0.50, 0.50]", "null": "-0.45 to 0.45", "made-up arm": "-1.50 [-1.50, -1.50]",
-        "verdict": "undecided", "scope": "tiny, embedded and fine-tuned; GPT-2: not tested",
+def shares(*lows: float, network: str = "fine-tuned") -> pd.DataFrame:
+    return pd.DataFrame({"network": network, "kind": ["definitional", "associative"][: len(lows)], "low": lows})
+
+
+def test_who_gets_no_verdict():
+    trained = model_of("embedded")
+    assert no_verdict(trained, shares(0.51, 0.9)) == ""
+    assert no_verdict(trained, shares(0.9, 0.5)) == "undecided" == no_verdict(trained, shares(0.49, 0.9))
+    # Networks that should guess may.
+    both = pd.concat([shares(0.7, 0.7), shares(0.1, 0.1, network="base")])
+    assert no_verdict(trained, both) == ""
+    for known in (shares(0.9, 0.9), shares(0.1, 0.1)):
+        assert no_verdict(model_of("random", plumbing=True), known) == "not tested"
+
+
+MEASURED = [name for name, claim in CLAIMS.items() if claim.region]
+REAL = {name: Estimate(0.5, 0.5, 0.5, -0.45, 0.45, control=0.25) for name in MEASURED}
+REAL |= {"layers_add": Estimate(1.0, 0.95, 1.05), "last_attention": Estimate(0.1, 0.0, 0.2, control=0.75)}
+MADE_UP = {"first_mlp": Estimate(-1.5, -1.5, -1.5)}
+
+
+def table_of(*, instead: str = "", real=REAL, made_up=MADE_UP) -> dict[str, dict]:
+    """Rows of the table by claim."""
+    published = {"first_mlp": "0.12; untrained 0.00 to 0.30", "final_output": "1.00"}
+    table = claims_table(real, made_up, published, seeds={"first_mlp": "0.40 to 0.60"}, instead=instead)
+    assert table.columns.tolist() == COLUMNS
+    assert table["claim"].tolist() == [claim.sentence for claim in CLAIMS.values()]
+    return dict(zip(CLAIMS, table.to_dict("records"), strict=True))
+
+
+def test_the_table_of_claims():
+    rows = table_of()
+    assert rows["first_mlp"] == {
+        "claim": CLAIMS["first_mlp"].sentence, "published": "56 %",
+        "published protocol here": "0.12; untrained 0.00 to 0.30", "measured at": "MLP output of block 0",
+        "corrected protocol here": "0.50 [0.50, 0.50]", "seeds": "0.40 to 0.60", "null": "-0.45 to 0.45",
+        "made-up arm": "-1.50 [-1.50, -1.50]", "verdict": "undecided",
     }  # fmt: skip
-    verdicts = {name: rows[claim.sentence]["verdict"] for name, claim in CLAIMS.items()}
-    assert verdicts["last_layer"] == "refuted" and verdicts["layers_add"] == "refuted"
-    assert verdicts == {name: verdict(estimates[name], claim.region) for name, claim in CLAIMS.items()}
-    untested = rows[EDITING.sentence]
-    assert untested["verdict"] == "not tested" and untested["corrected protocol here"] == untested["made-up arm"] == "–"
-    assert rows[CLAIMS["layers_add"].sentence]["published protocol here"] == "–"
+    verdicts = {name: row["verdict"] for name, row in rows.items()}
+    assert {name: verdicts[name] for name in MEASURED} == {
+        name: verdict(REAL[name], CLAIMS[name].region) for name in MEASURED
+    }
+    assert verdicts["last_block"] == "refuted" and verdicts["layers_add"] == "supported"
+    assert verdicts["last_attention"] == "supported" and verdicts["first_attention"] == "refuted"
+    others = {row["made-up arm"] for name, row in rows.items() if name != "first_mlp"}
+    assert others == {"–"} == {row["seeds"] for name, row in rows.items() if name != "first_mlp"}
 
 
-def test_random_weights_get_no_verdict_and_an_arm_that_was_not_run_no_number(estimates):
-    table = claims_table(estimates, {}, {}, model=model_of("random", plumbing=True), shape="tiny")
-    assert set(table["verdict"]) == {"not tested"} and set(table["made-up arm"]) == {"–"}
-    assert set(table["scope"]) == {"tiny, random weights; GPT-2: not tested"}
-    assert table["corrected protocol here"].iloc[0] == "0.50 [0.50, 0.50]"
+def test_what_cannot_be_measured_says_why_whatever_the_model():
+    for instead in ("", "undecided", "not tested"):
+        rows = table_of(instead=instead)
+        assert rows["final_output"]["verdict"] == "by construction" and rows["editing"]["verdict"] == "not tested"
+        for name in ("final_output", "editing"):
+            empty = ("corrected protocol here", "seeds", "null", "made-up arm")
+            assert {rows[name][column] for column in empty} == {"–"}
+        assert rows["final_output"]["published protocol here"] == "1.00"
+    assert {name for name, claim in CLAIMS.items() if claim.region is None} == {"final_output", "editing"}
+    # The row that is by construction stands beside the one that could have come out otherwise.
+    assert rows["final_output"]["claim"] == rows["last_block"]["claim"]
+
+
+@pytest.mark.parametrize("instead", ["undecided", "not tested"])
+def test_without_a_verdict_the_numbers_stand_all_the_same(instead):
+    rows = table_of(instead=instead, made_up={})
+    assert {rows[name]["verdict"] for name in MEASURED} == {instead}
+    assert rows["first_mlp"]["corrected protocol here"] == "0.50 [0.50, 0.50]"
+    assert {row["made-up arm"] for row in rows.values()} == {"–"}
+
+
+def test_an_arm_that_was_not_run_is_a_dash_and_no_verdict():
+    rows = table_of(real={})
+    assert {row["corrected protocol here"] for row in rows.values()} == {"–"}
+    assert rows["final_output"]["verdict"] == "by construction"
+    assert {row["verdict"] for name, row in rows.items() if name != "final_output"} == {"not tested"}
+
+
+def guessed_items(count: int) -> pd.DataFrame:
+    """Questions whose answers have nothing to do with their subjects."""
+    first = VOCABULARY - 3
+    rows = []
+    for number in range(count):
+        kind, relation = (("definitional", "r"), ("associative", "s"))[number % 2]
+        subject = f"w{3 + number % first} w{3 + (number**2 + number // first) % first}"
+        row = {"item_id": f"i{number}", "kind": kind, "relation": relation, "arm": "real", "phase": "confirmatory"}
+        row |= {"wording_id": f"{relation}-unseen-2", "prompt": f"w1 {subject}", "subject": subject, "subject_start": 3}
+        rows.append(row | {"answer": f"w{3 + (7 * number + 5) % first}"})
+    return pd.DataFrame(rows)
+
+
+def untrained(seed: int):
+    """A network without training whose last MLP is so loud that nearly all passes through it."""
+    model = untrained_twin(tiny_gpt2(0, layers=2, width=16, heads=2), seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    for module in (model.transformer.h[-1].mlp.c_fc, model.transformer.h[-1].mlp.c_proj):
+        torch.nn.init.normal_(module.weight, std=1.5, generator=generator)
+    return model
+
+
+def test_an_untrained_model_taken_for_the_fine_tuned_one_supports_nothing():
+    """Half of all pairs pass the rule by luck and recover tidily: only the question whether it knows tells."""
+    model, settings = untrained(1), Patching(("mlp_out",), ("denoising",), untrained_networks=2, row_budget=4096)
+    selection = select_pairs(model, word_tokenizer(), guessed_items(120), settings=ITEMS)
+    parts = [measure_tuned(model, selection, settings=settings, all_metrics=False)]
+    parts.append(measure_nulls(model, untrained(2), selection, settings=settings, seed=0))
+    measured = {name: table.assign(seed=0) for name, table in gathered(parts).items()}
+    statistics = {"resamples": 100, "confidence": 0.95, "seed": 0}
+    estimates = corrected_estimates(measured, arm="real", statistics=statistics)
+    unasked = {name: row["verdict"] for name, row in table_of(real=estimates).items()}
+    assert "supported" in unasked.values()  # else this test could not fail
+    instead = no_verdict(model_of("embedded"), shares_known(measured["clean"], confidence=0.95))
+    verdicts = {name: row["verdict"] for name, row in table_of(real=estimates, instead=instead).items()}
+    assert {verdicts[name] for name in MEASURED} == {"undecided"} and "supported" not in verdicts.values()

@@ -20,15 +20,14 @@ from helpers.clap import (
     measure_tuned,
 )
 from helpers.config import Items, Patching
-from helpers.donors import shuffled_donors
-from helpers.experiment import EFFECTS, measure_effects, select_pairs
+from helpers.experiment import EFFECTS, measure_effects, select_pairs, strangers_of
 from helpers.models import untrained_twin
 
 LAYERS, HEADS = 2, 2
 DIRECTIONS = ("denoising", "noising")
 SETTINGS = Patching(("mlp_out",), DIRECTIONS, untrained_networks=3, row_budget=64)
 RULE = Items(0.2, None, wording=0, group="seen", max_pairs_per_kind=None, seed=0)
-DESCRIBED = ["item_id", "kind", "relation", "arm", "network"]
+DESCRIBED = ["item_id", "donor_id", "kind", "relation", "arm", "network"]
 NAMED = {
     name: [(site.component, site.layer, site.position, site.head) for site in sites]
     for name, sites in claimed_sites(LAYERS).items()
@@ -96,23 +95,28 @@ def at_claimed_sites(model, pairs, given=None) -> dict[tuple[str, str], float]:
     return {(r["pair"], r["sites"]): r["metrics"]["logit_difference"] - corrupted[r["pair"]] for r in rows}
 
 
+def asked_in(name: str, selection) -> list:
+    """The clean run is measured of all that was asked, the rest of what entered."""
+    return selection.asked if name == "clean" else selection.pairs
+
+
 def numerators(table: pd.DataFrame) -> dict[tuple[str, str], float]:
     assert not table.duplicated(["pair", "sites"]).any()
     return table.set_index(["pair", "sites"])["numerator"].to_dict()
 
 
-def assert_described(table: pd.DataFrame, selection) -> None:
-    """Every row says whose it is, and of all pairs there are rows."""
-    assert set(table["pair"]) == {pair.pair_id for pair in selection.pairs}
+def assert_described(table: pd.DataFrame, pairs, selection) -> None:
+    """Every row says whose it is, and of all `pairs` there are rows."""
+    assert set(table["pair"]) == {pair.pair_id for pair in pairs}
     known = selection.described.set_index("pair")
-    for name in ("item_id", "kind", "relation", "arm"):
+    for name in ("item_id", "donor_id", "kind", "relation", "arm"):
         assert (table[name].to_numpy() == known.loc[table["pair"], name].to_numpy()).all()
 
 
 def test_all_tables_of_the_tuned_model_say_whose_they_are(tuned, selection):
     assert list(tuned) == ["effects", "sites", "joint", "direct", "distances", "clean"]
-    for table in tuned.values():
-        assert_described(table, selection)
+    for name, table in tuned.items():
+        assert_described(table, asked_in(name, selection), selection)
         assert set(table["network"]) == {"fine-tuned"}
     assert tuned["effects"].columns.tolist() == [*EFFECTS, *DESCRIBED]
 
@@ -150,12 +154,24 @@ def test_claimed_sites_of_the_tuned_model_equal_plain_hooks(tuned, networks, sel
 
 def test_all_layers_are_patched_together_beside_each_alone(tuned, selection):
     joint, effects = tuned["joint"], tuned["effects"]
-    assert len(joint) == len(selection.pairs) * 2 * len(DIRECTIONS)
-    assert set(joint["group"]) == {"feed-forward", "attention"} and set(joint["sites"]) == {LAYERS}
+    assert len(joint) == len(selection.pairs) * 3 * len(DIRECTIONS)
+    counts = {group: set(rows["sites"]) for group, rows in joint.groupby("group")}
+    assert counts == {"feed-forward": {LAYERS}, "attention": {LAYERS}, "both": {2 * LAYERS}}
     own = effects[(effects["metric"] == "logit_difference") & (effects["role"] == "all")]
     alone = own[own["component"] == "mlp_out"].groupby(["pair", "direction"])["numerator"].sum()
     found = joint[joint["group"] == "feed-forward"].set_index(["pair", "direction"])["added"]
     assert found.to_dict() == pytest.approx(alone.to_dict(), abs=5e-5)
+    added = joint.pivot(index=["pair", "direction"], columns="group", values="added")
+    assert added["both"].to_dict() == pytest.approx((added["attention"] + added["feed-forward"]).to_dict(), abs=5e-5)
+
+
+def test_both_together_are_attention_and_mlps_of_every_layer(tuned, networks, selection):
+    every = {"both": [(name, layer, "all", None) for layer in range(LAYERS) for name in ("attn_out", "mlp_out")]}
+    rows = oracle_sets(networks[0], selection.pairs, every, direction="denoising")
+    corrupted = {pair.pair_id: ends(networks[0], pair)["corrupted"] for pair in selection.pairs}
+    expected = {row["pair"]: row["metrics"]["logit_difference"] - corrupted[row["pair"]] for row in rows}
+    found = tuned["joint"].query("group == 'both' and direction == 'denoising'").set_index("pair")["joint"]
+    assert found.to_dict() == pytest.approx(expected, abs=5e-5)
 
 
 def test_streams_and_the_clean_run_have_a_row_of_every_part_and_place(tuned, networks, selection):
@@ -172,7 +188,7 @@ def test_streams_and_the_clean_run_have_a_row_of_every_part_and_place(tuned, net
 def test_the_strongest_heads_are_chosen_on_exploratory_items_and_measured_on_the_others(networks, items, selection):
     model = networks[0]
     table = measure_heads(model, word_tokenizer(), items, selection, rule=RULE, settings=SETTINGS)
-    assert_described(table, selection)
+    assert_described(table, selection.pairs, selection)
     assert set(table["direction"]) == {"noising"} and set(table["network"]) == {"fine-tuned"}
     counts = [count for count in KNOCKED_OUT if count <= LAYERS * HEADS]
     assert table[["group", "sites"]].drop_duplicates().to_numpy().tolist() == [[f"top {n}", n] for n in counts]
@@ -202,10 +218,11 @@ def test_the_strongest_heads_are_chosen_on_exploratory_items_and_measured_on_the
 
 
 def test_nulls_are_other_networks_and_strangers_on_the_same_pairs(nulls, selection):
-    assert list(nulls) == ["effects", "sites"]
-    for table in nulls.values():
-        assert_described(table, selection)
-        assert set(table["network"]) == {"base", "shuffled donor", "untrained"}
+    assert list(nulls) == ["effects", "sites", "clean"]
+    for name, table in nulls.items():
+        assert_described(table, asked_in(name, selection), selection)
+        networks = {"base", "untrained"} if name == "clean" else {"base", "shuffled donor", "untrained"}
+        assert set(table["network"]) == networks
     sites = nulls["sites"]
     untrained = sites[sites["network"] == "untrained"]
     assert sorted(untrained["draw"].unique()) == list(range(SETTINGS.untrained_networks))
@@ -220,7 +237,7 @@ def test_nulls_at_the_claimed_sites_equal_plain_hooks_in_the_tuned_models_unit(n
     assert sites["denominator"].tolist() == pytest.approx(unit.loc[sites["pair"]].tolist())
     by_network = {name: table for name, table in sites.groupby("network")}
     assert numerators(by_network["base"]) == pytest.approx(at_claimed_sites(base, pairs), abs=5e-5)
-    strangers = {pair.pair_id: pair.clean for pair in shuffled_donors(pairs, seed=5)}
+    strangers = {pair.pair_id: pair.clean for pair in strangers_of(selection, seed=5)}
     known = [pair for pair in pairs if pair.pair_id in strangers]
     expected = at_claimed_sites(model, known, strangers)
     assert numerators(by_network["shuffled donor"]) == pytest.approx(expected, abs=5e-5)
@@ -247,6 +264,53 @@ def test_effects_of_the_nulls_are_in_their_own_networks_unit(nulls, networks, se
                 assert found.loc[pair.pair_id].tolist() == pytest.approx([whole, whole], abs=2e-5)
 
 
+@pytest.fixture(scope="module")
+def choosy(networks, items):
+    """Of what was asked, only what the model knows enters."""
+    found = select_pairs(
+        networks[0], word_tokenizer(), items, settings=replace(RULE, minimum_clean_logit_difference=0.0)
+    )
+    assert 0 < len(found.pairs) < len(found.asked)
+    return found
+
+
+def test_the_clean_run_is_measured_of_all_that_was_asked_in_every_network(choosy, networks):
+    found = measure_tuned(networks[0], choosy, settings=SETTINGS, all_metrics=False)
+    for name, table in found.items():
+        assert_described(table, asked_in(name, choosy), choosy)
+    null = measure_nulls(*networks, choosy, settings=SETTINGS, seed=5)
+    clean = gathered([found, null])["clean"]
+    units = {"fine-tuned": networks[0], "base": networks[1], "untrained": untrained_twin(networks[0], seed=0)}
+    assert len(clean) == len(units) * len(choosy.asked)
+    for name, network in units.items():
+        own = clean[clean["network"] == name].set_index("pair")["numerator"]
+        expected = {pair.pair_id: ends(network, pair)["clean"] for pair in choosy.asked}
+        assert own.to_dict() == pytest.approx(expected, abs=2e-5)
+
+
+def test_a_null_that_nothing_can_be_made_for_is_left_out(networks, selection):
+    few = replace(selection, pairs=selection.pairs[:1])
+    assert strangers_of(few, seed=5) == []
+    found = measure_nulls(*networks, few, settings=replace(SETTINGS, untrained_networks=0), seed=5)
+    assert {name: set(table["network"]) for name, table in found.items()} == dict.fromkeys(found, {"base"})
+    assert "draw" not in found["sites"] and set(found["sites"]["pair"]) == {few.pairs[0].pair_id}
+
+
+def test_shuffled_effects_have_the_pairs_own_difference_in_the_tuned_model(nulls, networks, selection):
+    effects = nulls["effects"].query("network == 'shuffled donor' and component == 'mlp_out' and role != 'all'")
+    by_name, strangers = {p.pair_id: p for p in selection.pairs}, strangers_of(selection, seed=5)
+    given = {pair.pair_id: record(networks[0], pair.clean) for pair in strangers}
+    assert set(effects["pair"]) == set(given) and len(given) > 2
+    for row in effects.to_dict("records"):
+        pair, whole = by_name[row["pair"]], ends(networks[0], by_name[row["pair"]])
+        with torch.no_grad():
+            site = ("mlp_out", row["layer"], row["position"], None)
+            logits = patched_logits(networks[0], pair.corrupted, given[row["pair"]], [site])
+        patched = float(logits[pair.answer[0]] - logits[pair.foil[0]])
+        expected = patched - whole["corrupted"], whole["clean"] - whole["corrupted"]
+        assert (row["numerator"], row["denominator"]) == pytest.approx(expected, abs=1e-4)
+
+
 def test_what_a_null_shows_whole_is_what_its_claimed_site_shows(nulls):
     """The first MLP is swept and a claimed site: two ways to the same number."""
     effects, sites = nulls["effects"], nulls["sites"]
@@ -258,7 +322,7 @@ def test_what_a_null_shows_whole_is_what_its_claimed_site_shows(nulls):
 
 def test_change_is_measured_between_the_models_by_pair(networks, selection):
     change = measure_change(*networks, selection, settings=SETTINGS)
-    assert_described(change, selection)
+    assert_described(change, selection.pairs, selection)
     assert change.columns.tolist() == [*EFFECTS, *DESCRIBED]
     assert len(change) == len(selection.pairs) * 4 * LAYERS * 2 and set(change["role"]) == {"all"}
     whole = {

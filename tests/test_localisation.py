@@ -156,29 +156,50 @@ def test_a_signature_is_that_of_the_recoveries():
             signature(pd.Series(broken, dtype=float))
 
 
-def contrast_effects() -> pd.DataFrame:
-    """Definitional items hold everything at one site of layer 1, associative ones alike at all four, of every size."""
+def effects_by_kind(values: dict[str, tuple], network: str, *, arm="real", seed=0, items=6) -> pd.DataFrame:
+    """Items that take turns by kind, each of a size of its own, all of a kind alike in shape."""
     tables = []
-    for arm, seed, number in np.ndindex(2, 2, 6):
-        kind, size = ("definitional", "associative")[number % 2], 1.0 + number
-        values = (0.0, size, 0.0, 0.0) if number % 2 == 0 else (size, -size, size, size)
-        described = {"kind": kind, "arm": ("made-up", "real")[arm], "seed": seed}
-        tables.append(effects_of(f"i{number}", *values, **described))
-    nothing = {"kind": "associative", "arm": "real", "seed": 0}
+    for number in range(items):
+        kind = ("definitional", "associative")[number % 2]
+        own = tuple((1.0 + number) * value for value in values[kind])
+        tables.append(effects_of(f"i{number}", *own, kind=kind, arm=arm, seed=seed, network=network))
+    return pd.concat(tables)
+
+
+# Definitional items hold everything at one site of layer 1, associative ones alike at all four.
+TUNED = {"definitional": (0.0, 1.0, 0.0, 0.0), "associative": (1.0, -1.0, 1.0, 1.0)}
+
+
+def contrast_effects() -> pd.DataFrame:
+    """The fine-tuned model in two arms and seeds, with an item that nothing does anything to."""
+    tables = [
+        effects_by_kind(TUNED, "fine-tuned", arm=arm, seed=seed) for arm in ("made-up", "real") for seed in (0, 1)
+    ]
+    nothing = {"kind": "associative", "arm": "real", "seed": 0, "network": "fine-tuned"}
     return pd.concat([*tables, effects_of("idle", 0.0, 0.0, 0.0, 0.0, **nothing)], ignore_index=True)
 
 
+def contrasts_of(*tables, kinds=("definitional", "associative"), confidence=0.95) -> pd.DataFrame:
+    effects = pd.concat(tables, ignore_index=True)
+    return index_contrasts(effects, kinds=kinds, statistics=STATISTICS | {"confidence": confidence})
+
+
 def test_index_contrasts_by_hand():
-    found = index_contrasts(contrast_effects(), kinds=("definitional", "associative"), statistics=STATISTICS)
+    found = contrasts_of(contrast_effects())
     assert list(found["index"].unique()) == list(INDICES.values())  # in the order in which they are explained
-    assert list(found["arm"]) == ["made-up", "real"] * 4
-    expected = {"participation ratio": 1 / 4 - 1, "Gini index": 3 / 4, "share in the top site": 3 / 4}
-    expected["layer centre of mass"] = 0.5
+    assert list(found["arm"]) == ["made-up", "real"] * 4 and "network" not in found
+    own = {"participation ratio": (1 / 4, 1), "Gini index": (3 / 4, 0), "share in the top site": (1, 1 / 4)}
+    own["layer centre of mass"] = 1, 0.5
     for row in found.to_dict("records"):
         # All items of a kind are alike, so the interval has no width; the idle item is no item.
-        assert [row[name] for name in ("difference", "low", "high")] == pytest.approx([expected[row["index"]]] * 3)
+        first, second = own[row["index"]]
+        assert (row["definitional"], row["associative"]) == pytest.approx((first, second))
+        relative = (first - second) / ((first + second) / 2)
+        assert [row[name] for name in ("difference", "low", "high")] == pytest.approx([relative] * 3)
         assert row["items"] == 6
-    other = index_contrasts(contrast_effects(), kinds=("associative", "definitional"), statistics=STATISTICS)
+        # Kinds exchanged at random give either sign, and at most what was found.
+        assert -abs(relative) - 1e-9 <= row["null_low"] < 0 < row["null_high"] <= abs(relative) + 1e-9
+    other = contrasts_of(contrast_effects(), kinds=("associative", "definitional"))
     np.testing.assert_allclose(other["difference"], -found["difference"])
 
 
@@ -187,7 +208,37 @@ def test_index_contrasts_average_seeds_of_an_item_first():
     # In seed 1 the definitional items are at layer 0, so that each has its centre half-way.
     moved = (effects["seed"] == 1) & (effects["kind"] == "definitional")
     effects.loc[moved, "layer"] = 1 - effects.loc[moved, "layer"]
-    found = index_contrasts(effects, kinds=("definitional", "associative"), statistics=STATISTICS)
+    found = contrasts_of(effects)
     centres = found[found["index"] == INDICES["centre"]]
     assert centres["difference"].tolist() == pytest.approx([0, 0]) and centres["items"].tolist() == [6, 6]
     assert centres["high"].tolist() == pytest.approx([0, 0])
+
+
+def test_nulls_reach_to_the_ends_of_the_other_networks_each_over_its_own_mean():
+    # Participation 1/2 and 1/4 in the base model; 1/4 and 1/2 in the untrained one: 2/3 of their mean, either way.
+    one, two = (0.0, 5.0, 0.0, 0.0), (5.0, 0.0, 5.0, 0.0)
+    base = effects_by_kind({"definitional": two, "associative": one}, "base")
+    untrained = effects_by_kind({"definitional": one, "associative": two}, "untrained")
+
+    def participation_in(arm: str, *tables) -> pd.Series:
+        found = contrasts_of(contrast_effects(), *tables, confidence=0.2).set_index(["index", "arm"])
+        assert len(found) == 2 * len(INDICES) and set(found.index.get_level_values("arm")) == {"made-up", "real"}
+        return found.loc[(INDICES["participation"], arm)]
+
+    parts = ["difference", "low", "high"]
+    alone = participation_in("real")
+    assert -2 / 3 < alone["null_low"] < alone["null_high"] < 2 / 3  # so that widening can be seen
+    above = participation_in("real", base)
+    assert (above["null_low"], above["null_high"]) == (alone["null_low"], pytest.approx(2 / 3))
+    both = participation_in("real", base, untrained)
+    assert (both["null_low"], both["null_high"]) == pytest.approx((-2 / 3, 2 / 3))
+    assert both[parts].tolist() == alone[parts].tolist()
+    # Of the other arm nothing else was run.
+    pd.testing.assert_series_equal(participation_in("made-up", base, untrained), participation_in("made-up"))
+
+
+def test_a_network_without_items_of_both_kinds_is_no_null():
+    values = {"definitional": (9.0, 0.0, 0.0, 0.0), "associative": (9.0, 9.0, 9.0, 9.0)}
+    strangers = effects_by_kind(values, "shuffled donor")
+    strangers = strangers[strangers["kind"] == "definitional"]
+    pd.testing.assert_frame_equal(contrasts_of(contrast_effects(), strangers), contrasts_of(contrast_effects()))
