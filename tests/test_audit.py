@@ -209,7 +209,9 @@ def test_what_survives_is_said_with_the_counts_of_this_run(small):
     tuned = small.intervals[small.intervals["group"] == "fine-tuned"]
     assert f"{100 * tuned['inside'].mean():.0f} % of the fine-tuned models' recoveries" in text
     assert f"in logits) {100 * tuned['effect_inside'].mean():.0f} % do" in text
-    assert text.startswith("**Scope: GPT-2 of 2 blocks × 16, embedded and fine-tuned; GPT-2: not tested.**")
+    assert text.startswith(
+        "**Scope: gpt2 of 2 blocks × 16, the embedded model, fine-tuned (GPT-2 itself: not tested).**"
+    )
     for row in small.figures.groupby("figure").agg(low=("low", "min"), high=("high", "max")).itertuples():
         assert f"{row.low:.2f} to {row.high:.2f} over its modules" in text
     assert "do not exclude" in text or "exclude 56 %" in text
