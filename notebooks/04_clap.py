@@ -45,7 +45,7 @@ from helpers.experiment import (
     select_pairs,
     shares_known,
     why_excluded,
-)  # fmt: skip
+)
 from helpers.figures import save_figure
 from helpers.items import taught_items
 from helpers.localisation import index_contrasts
@@ -192,6 +192,14 @@ caption = "‖clean − corrupted‖ in the residual stream, over its length, by
 axes = {"row": "what", "column": "kind", "value": "relative", "label": "relative distance", "limit": 1.25}
 display(draw("04_distances", apart.assign(what="resid_pre"), drawing="heatmaps", caption=caption, **axes))
 paragraph(readings.streams(parts, distances))
+
+# %% [markdown]
+# ## Do the contributions of layers add up?
+#
+# The study reads one layer's share beside another's, as parts of a whole. All layers are patched together here, and
+# compared with the sum of single ones.
+
+# %%
 joint = measured["joint"][measured["joint"]["arm"] == "real"]
 joint = joint.rename(columns={"joint": "numerator", "added": "denominator", "denominator": "difference"})
 adding_text = readings.adding(intervals(joint, by=["group", "direction"]))
@@ -217,7 +225,7 @@ display(
         **axes,
     )
 )
-table(kinds)
+table(kinds, digits=2)
 contrast_text = readings.contrast(kinds)
 paragraph(contrast_text)
 both = items[items["item_id"].isin(real["item_id"])].drop_duplicates("item_id")
