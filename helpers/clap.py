@@ -26,7 +26,7 @@ from helpers.experiment import (
 from helpers.interactions import all_layers, joint_effects, top_heads
 from helpers.metrics import with_effects
 from helpers.models import untrained_twin
-from helpers.patching import measure_runs, sweep_sets
+from helpers.patching import measure_runs, sweep, sweep_sets
 from helpers.streams import direct_attribution, run_distances
 
 METRICS = ("logit_difference", "kl_divergence", ANSWER_LOG_PROBABILITY)
@@ -41,10 +41,10 @@ def measure_tuned(model, selection: Selection, *, settings: Patching, all_metric
     direct, distances: helpers.streams. clean: the clean logit difference of all that was asked.
     """
     pairs, budget = selection.pairs, settings.row_budget
-    effects = [measure_effects(model, pairs, settings=settings, directions=settings.directions)]
-    if all_metrics:
-        others = METRICS[1:]
-        effects.append(measure_effects(model, pairs, settings=settings, directions=("denoising",), metrics=others))
+    effects = []
+    for direction in settings.directions:  # metrics of one direction come from one pass
+        metrics = METRICS if all_metrics and direction == "denoising" else METRICS[:1]
+        effects.append(measure_effects(model, pairs, settings=settings, directions=(direction,), metrics=metrics))
     mlps, attention = all_layers(model, "mlp_out"), all_layers(model, "attn_out")
     layers = {"feed-forward": mlps, "attention": attention, "both": [*attention, *mlps]}
     tables = {
@@ -66,7 +66,9 @@ def measure_heads(
     Which heads are the strongest is decided on exploratory items, and measured on the pairs of `selection`.
     """
     explored = select_pairs(model, tokenizer, items, settings=rule, phase="exploratory")
-    effects = measure_effects(model, explored.pairs, settings=settings, directions=("noising",))
+    options = {"direction": "noising", "row_budget": settings.row_budget}
+    swept = sweep(model, explored.pairs, components=["head_out"], positions="all", **options)
+    effects = with_effects(swept, _runs(model, explored.pairs, settings.row_budget))
     heads = top_heads(effects, direction="noising", count=max(KNOCKED_OUT))
     groups = {f"top {count}": heads[:count] for count in KNOCKED_OUT if count <= len(heads)}
     table = joint_effects(model, selection.pairs, groups, directions=("noising",), row_budget=settings.row_budget)
@@ -82,7 +84,9 @@ def measure_nulls(model, base, selection: Selection, *, settings: Patching, seed
     made for is left out.
     """
     pairs, budget, options = selection.pairs, settings.row_budget, {"settings": settings, "directions": ("denoising",)}
-    own, strangers = _at_claimed_sites(model, pairs, budget), strangers_of(selection, seed=seed)
+    ends = _runs(model, pairs, budget).pivot(index="pair", columns="run", values="logit_difference")
+    own = (ends["clean"] - ends["corrupted"]).rename("denominator").reset_index()
+    strangers = strangers_of(selection, seed=seed)
     effects, sites = {"base": measure_effects(base, pairs, **options)}, {"base": _at_claimed_sites(base, pairs, budget)}
     clean = {"base": clean_differences(base, selection, row_budget=budget)}
     if strangers:
@@ -121,8 +125,12 @@ def gathered(parts: Iterable[dict[str, pd.DataFrame]]) -> dict[str, pd.DataFrame
 
 def _at_claimed_sites(model, pairs, row_budget: int | None) -> pd.DataFrame:
     swept = sweep_sets(model, pairs, claimed_sites(layer_count(model)), direction="denoising", row_budget=row_budget)
-    runs = measure_runs(model, pairs, metrics=("logit_difference",), row_budget=row_budget)
-    return with_effects(swept, runs)[["pair", "sites", "direction", "numerator", "denominator"]]
+    effects = with_effects(swept, _runs(model, pairs, row_budget))
+    return effects[["pair", "sites", "direction", "numerator", "denominator"]]
+
+
+def _runs(model, pairs, row_budget: int | None) -> pd.DataFrame:
+    return measure_runs(model, pairs, metrics=("logit_difference",), row_budget=row_budget)
 
 
 def _described(table: pd.DataFrame, selection: Selection, network: str) -> pd.DataFrame:

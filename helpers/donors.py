@@ -7,13 +7,13 @@ item's right one. A shuffled donor is a null: an item that has to do with neithe
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import pandas as pd
 
+from helpers.draws import draw_rank
 from helpers.pairs import SUBJECT, PairError, PromptPair, answer_tokens, make_pair, token_range, tokenise
 
 
@@ -44,7 +44,7 @@ def symmetric_replacement(items: pd.DataFrame, tokenizer, *, seed: int) -> tuple
         if not candidates:
             excluded.append({"item_id": row["item_id"], "wording_id": row["wording_id"], "reason": reason})
             continue
-        donor = min(candidates, key=lambda other: _draw(seed, row["item_id"], row["wording_id"], other["item_id"]))
+        donor = min(candidates, key=lambda other: draw_rank(seed, row["item_id"], row["wording_id"], other["item_id"]))
         pairs.append(
             make_pair(
                 tokenizer,
@@ -81,7 +81,7 @@ def shuffled_donors(pairs: Sequence[PromptPair], *, seed: int) -> list[PromptPai
         same_form = [other for other in alike[frame(pair)] if other.clean not in prompts]
         strangers = [other for other in same_form if other.answer[0] not in answers]
         if strangers:
-            stranger = min(strangers, key=lambda other: _draw(seed, pair.pair_id, other.pair_id))
+            stranger = min(strangers, key=lambda other: draw_rank(seed, pair.pair_id, other.pair_id))
             shuffled.append(replace(pair, clean=stranger.clean, donor_id=stranger.pair_id))
     return shuffled
 
@@ -148,11 +148,6 @@ def _candidates(row: dict, group: list[dict]) -> tuple[list[dict], str]:
         if not group:
             return [], reason
     return group, ""
-
-
-def _draw(seed: int, *names: str) -> bytes:
-    """A random rank that only the seed and the names decide: the least one among the candidates wins."""
-    return hashlib.sha256("|".join(map(str, (seed, *names))).encode()).digest()
 
 
 def _pair_id(row: dict) -> str:

@@ -6,9 +6,9 @@ difference must exceed the profile's minimum); nulls and the base model are then
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import pandas as pd
 from scipy.stats import binomtest
@@ -16,6 +16,7 @@ from scipy.stats import binomtest
 from helpers.answers import ANSWER_LOG_PROBABILITY, measure_answers, sweep_answers
 from helpers.config import Items, Patching
 from helpers.donors import shuffled_donors, symmetric_replacement
+from helpers.draws import draw_rank
 from helpers.metrics import normalise, with_effects
 from helpers.pairs import PromptPair
 from helpers.patching import measure_runs, sweep
@@ -88,7 +89,7 @@ def _item_of(pair: PromptPair) -> str:
 def _drawn(described: pd.DataFrame, among: set[str], settings: Items) -> set[str]:
     """At most as many pairs of each arm and kind as the profile allows, by a hash of seed and item."""
     rows = described[described["pair"].isin(among)]
-    rank = rows["item_id"].map(lambda item: hashlib.sha256(f"{settings.seed}|{item}".encode()).hexdigest())
+    rank = rows["item_id"].map(lambda item: draw_rank(settings.seed, item))
     first = rows.assign(rank=rank).sort_values("rank").groupby(["arm", "kind"]).head(settings.max_pairs_per_kind)
     return set(first["pair"])
 
@@ -141,18 +142,21 @@ def measure_effects(
     """
     whole = [component for component in settings.components if not component.startswith("resid")]
     kinds = ({"components": settings.components}, {"components": [*whole, "head_out"], "positions": "all"})
-    first_token, tables = [name for name in metrics if name != ANSWER_LOG_PROBABILITY], []
+    first_token, budget = [name for name in metrics if name != ANSWER_LOG_PROBABILITY], settings.row_budget
+    ways = []
     if first_token:
-        options = {"metrics": first_token, "row_budget": settings.row_budget}
-        runs = measure_runs(model, pairs, **options)
-        swept = [sweep(model, pairs, direction=d, **kind, **options) for d in directions for kind in kinds]
-        tables += [with_effects(pd.concat(swept), runs, metric=name).assign(metric=name) for name in first_token]
+        ways.append((first_token, partial(sweep, metrics=first_token), partial(measure_runs, metrics=first_token)))
     if ANSWER_LOG_PROBABILITY in metrics:
-        options = {"row_budget": settings.row_budget}
-        runs = measure_answers(model, pairs, **options)
-        swept = [sweep_answers(model, pairs, direction=d, **kind, **options) for d in directions for kind in kinds]
-        name = ANSWER_LOG_PROBABILITY
-        tables.append(with_effects(pd.concat(swept), runs, metric=name).assign(metric=name))
+        ways.append(([ANSWER_LOG_PROBABILITY], sweep_answers, measure_answers))
+    tables = []
+    for names, patch, measure in ways:
+        runs = measure(model, pairs, row_budget=budget)
+        swept = pd.concat(
+            patch(model, pairs, direction=direction, **kind, row_budget=budget)
+            for direction in directions
+            for kind in kinds
+        )
+        tables += [with_effects(swept, runs, metric=name).assign(metric=name) for name in names]
     return pd.concat(tables, ignore_index=True)[EFFECTS]
 
 
@@ -181,12 +185,8 @@ def by_role(effects: pd.DataFrame) -> pd.DataFrame:
     The role "all" is one patch of all positions together. Averaging first within the pair lets every pair weigh the
     same, whatever the length of its subject.
     """
-    run, item, site = (
-        ("network", "seed"),
-        ("pair", "item_id", "kind", "arm"),
-        ("component", "layer", "direction", "role"),
-    )
-    keys = [name for name in (*run, *item, "metric", *site) if name in effects]
+    of_pair = ("network", "seed", "pair", "item_id", "kind", "arm")
+    keys = [name for name in (*of_pair, "metric", "component", "layer", "direction", "role") if name in effects]
     rows = effects[effects["component"] != "head_out"]
     table = rows.groupby(keys, as_index=False, observed=True)[["numerator", "denominator"]].mean()
     return table.assign(role=pd.Categorical(table["role"], ROLE_ORDER, ordered=True))

@@ -6,7 +6,6 @@ items are exploratory is settled here from their ids alone, before any model has
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ import pandas as pd
 
 from helpers.config import Corpus, Items, Paths
 from helpers.corpus import count_phrases, first_facts
+from helpers.draws import draw_rank
 from helpers.knowledge import Fact, Wording, load_facts, load_wordings, made_up_facts
 
 
@@ -140,7 +140,7 @@ def choose_foils(
     lengths = sorted({len(ids) for ids in tokens.values()})
     foils = {}
     for fact in facts:
-        right, count, draw = tokens[fact.answer], counts.get(fact.answer, 0), int(_hash(seed, fact.fact_id), 16)
+        right, count, draw = tokens[fact.answer], counts.get(fact.answer, 0), int(draw_rank(seed, fact.fact_id), 16)
         others = sorted(lengths, key=lambda length: abs(length - len(right)))
         tiers = _tiers(fact, len(right)) + [("other length", ("kind", fact.kind, length)) for length in others]
         found = (
@@ -207,7 +207,7 @@ def _phases(facts: Sequence[Fact], settings: Items) -> dict[str, str]:
     """The first share of each kind and relation, in an order that only the seed and the ids decide."""
     phases = {}
     for relation in sorted({f.relation for f in facts}):
-        ids = sorted((f.fact_id for f in facts if f.relation == relation), key=lambda i: _hash(settings.seed, i))
+        ids = sorted((f.fact_id for f in facts if f.relation == relation), key=lambda i: draw_rank(settings.seed, i))
         cut = round(settings.exploratory_share * len(ids))
         phases |= {fact_id: "exploratory" if rank < cut else "confirmatory" for rank, fact_id in enumerate(ids)}
     return phases
@@ -215,7 +215,3 @@ def _phases(facts: Sequence[Fact], settings: Items) -> dict[str, str]:
 
 def _tokens(tokenizer, text: str) -> list[int]:
     return tokenizer(f" {text}")["input_ids"]
-
-
-def _hash(*parts: object) -> str:
-    return hashlib.sha256("|".join(map(str, parts)).encode()).hexdigest()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import pandas as pd
 
@@ -20,8 +20,7 @@ def corrected_estimates(measured: Mapping[str, pd.DataFrame], *, arm: str, stati
     """By the corrected protocol, from one arm's confirmatory items; an item's seeds are averaged.
 
     `measured` are the tables of helpers.clap; used are `effects`, `sites`, `joint` and `clean`, by denoising.
-    `statistics` are resamples, confidence and seed. An arm that was not run, or has one kind
-    alone, gives no estimate.
+    `statistics` are resamples, confidence and seed. An arm that was not run, or has one kind alone, gives no estimate.
     """
     tables = (measured[name] for name in ("sites", "effects", "joint", "clean"))
     sites, effects, joint, clean = (table[table["arm"] == arm] for table in tables)
@@ -94,24 +93,25 @@ def _contrast(table: pd.DataFrame, kinds: tuple[str, str], options: Mapping) -> 
 
 def _range(layers: pd.DataFrame, options: Mapping) -> Estimate:
     mlps = layers[layers["component"] == "mlp_out"]
-    found, defined = (
-        layer_range(mlps, **options),
-        recovery_intervals(mlps, by=["component"], **options)["defined"].all(),
-    )
-    return Estimate(*(found[name] for name in ("estimate", "low", "high", "null_low", "null_high")), bool(defined))
+    defined = bool(recovery_intervals(mlps, by=["component"], **options)["defined"].all())
+    found = layer_range(mlps, **options)
+    ends = (found[name] for name in ("estimate", "low", "high", "null_low", "null_high"))
+    return Estimate(*ends, defined=defined)
 
 
 def _widest(estimate: Estimate, nulls: Iterable[Estimate]) -> Estimate:
     """The estimate with a null from the lowest to the highest end of its own and of the other networks' intervals."""
-    nulls = list(nulls)
-    return Estimate(
-        estimate.value,
-        estimate.low,
-        estimate.high,
-        min([estimate.null_low, *(other.low for other in nulls)]),
-        max([estimate.null_high, *(other.high for other in nulls)]),
-        estimate.defined,
+    return _with_null(
+        estimate, [(estimate.null_low, estimate.null_high), *((other.low, other.high) for other in nulls)]
     )
+
+
+def _with_null(estimate: Estimate, ends: Sequence[tuple[float, float]]) -> Estimate:
+    """The estimate with a null from the lowest to the highest of `ends`; none where there are none."""
+    if not ends:
+        return estimate
+    lows, highs = zip(*ends, strict=True)
+    return replace(estimate, null_low=min(lows), null_high=max(highs))
 
 
 def _at_site(sites: pd.DataFrame, layers: pd.DataFrame, name: str, kind: str, options: Mapping) -> Estimate:
@@ -124,12 +124,10 @@ def _at_site(sites: pd.DataFrame, layers: pd.DataFrame, name: str, kind: str, op
         drawn = untrained.groupby("draw")[["numerator", "denominator"]].mean()
         tail = (1 - options["confidence"]) / 2
         ends.append((drawn["numerator"] / drawn["denominator"]).quantile([tail, 1 - tail]).tolist())
-    lows, highs = zip(*ends, strict=True) if ends else ((math.nan,), (math.nan,))
-    tuned = _of_recovery(found.loc[TUNED])
     own = layers[(layers["network"] == TUNED) & (layers["kind"] == kind)]
     means = own.groupby(["component", "layer"])[["numerator", "denominator"]].mean()
     control = float((means["numerator"] / means["denominator"]).max())
-    return Estimate(tuned.value, tuned.low, tuned.high, min(lows), max(highs), tuned.defined, control)
+    return replace(_with_null(_of_recovery(found.loc[TUNED]), ends), control=control)
 
 
 def _of_recovery(row: pd.Series) -> Estimate:

@@ -106,10 +106,11 @@ def _contributions(traced: Traced, run: Run, chunk: Sequence[PromptPair]) -> pd.
         rows += [(name, layer, pd.NA, said(run.sites[name, layer][:, -1])) for name in ("attn_out", "mlp_out")]
         project = traced.block_module(layer, traced.architecture.head_projection)
         heads = split_heads(traced, run.sites["head_out", layer][:, -1:], HEAD_OUT)
+        silent = project(torch.zeros_like(heads).flatten(-2))
         for number in range(head_count(traced.model)):
             alone = torch.zeros_like(heads)
             alone[:, :, number] = heads[:, :, number]
-            written = project(alone.flatten(-2)) - project(torch.zeros_like(alone).flatten(-2))
+            written = project(alone.flatten(-2)) - silent
             rows.append(("head_out", layer, number, said(written[:, -1])))
     names = [pair.pair_id for pair in chunk]
     tables = [

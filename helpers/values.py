@@ -11,7 +11,6 @@ Ablations overwrite parts of the base run, which the direction names: noising st
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from helpers.draws import draw_rank
 from helpers.pairs import PromptPair
 from helpers.plans import PatchingError
 from helpers.runs import Run, record
@@ -117,11 +117,7 @@ def _mean(traced: Traced, prompts: list, sites: Collection, *, batch: int) -> di
 
 def _draw(value: Resample, pair: PromptPair, candidates: list) -> tuple[int, ...]:
     _need(candidates, pair, value)
-
-    def rank(prompt: tuple[int, ...]) -> bytes:
-        return hashlib.sha256(f"{value.seed}|{pair.pair_id}|{prompt}".encode()).digest()
-
-    return min(candidates, key=rank)
+    return min(candidates, key=lambda prompt: draw_rank(value.seed, pair.pair_id, prompt))
 
 
 def _need(prompts: list, pair: PromptPair, value: Mean | Resample) -> None:
