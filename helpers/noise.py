@@ -7,13 +7,13 @@ replacement. A draw is part of the result: repeat a sweep with several seeds and
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from helpers.draws import draw_rank
 from helpers.pairs import SUBJECT, PromptPair
 
 
@@ -37,8 +37,8 @@ class GaussianNoise:
         return next((i for i, role in enumerate(pair.roles) if role in self.roles), pair.positions)
 
     def _of(self, pair: PromptPair, width: int) -> Tensor:
-        digest = hashlib.sha256(f"{self.seed}|{pair.pair_id}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big", signed=True))
+        rank = bytes.fromhex(draw_rank(self.seed, pair.pair_id))
+        generator = torch.Generator().manual_seed(int.from_bytes(rank[:8], "big", signed=True))
         noise = self.standard_deviation * torch.randn(pair.positions, width, generator=generator)
         return noise * torch.tensor([[role in self.roles] for role in pair.roles])
 
