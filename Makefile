@@ -70,8 +70,10 @@ train: ## Train the runs of notebook 02 alone, on DEVICES=1 processes, as in PRO
 	exec "$$python" "$${several[@]}" -m helpers.training --profile "$$PROFILE" --set "$$SET"
 
 .PHONY: base-model
-base-model: ## Train the embedded base checkpoint again (30 minutes at most on two cores)
-	@$(environment); exec "$$python" -m helpers.pretraining
+base-model: ## Train the embedded base model and the task model again (1 hour at most on two cores)
+	@$(environment)
+	"$$python" -m helpers.pretraining
+	exec "$$python" -m helpers.task_model
 
 .PHONY: bench-sweep
 bench-sweep: ## Time the patch sweep beside its peers (30 minutes at most); writes benchmarks/results/

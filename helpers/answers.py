@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import pandas as pd
 
-from helpers.pairs import ANSWER, PromptPair
+from helpers.pairs import ANSWER, PairError, PromptPair
 from helpers.patching import measure_runs, sweep
 
 ANSWER_LOG_PROBABILITY = "answer_log_probability"
@@ -21,8 +21,14 @@ ANSWER_LOG_PROBABILITY = "answer_log_probability"
 def continued(pair: PromptPair) -> list[PromptPair]:
     """The pair once for every token of its answer, which is what each of them asks for; "pair/…" becomes "pair/…+j".
 
-    The foil of a continued pair has no meaning but to begin with another token.
+    The foil of a continued pair has no meaning but to begin with another token. Raises PairError for a pair with a set
+    of answers, of which no single one could be continued.
     """
+    if pair.answer_set or pair.foil_set:
+        raise PairError(
+            f"Pair {pair.pair_id}: a whole answer is one answer, and this pair has {len(pair.right)} right and "
+            f"{len(pair.wrong)} wrong ones; score it by log_probability, which sums over them."
+        )
     pairs = []
     for number, token in enumerate(pair.answer):
         said = pair.answer[:number]

@@ -40,7 +40,8 @@ class Architecture:
 
     `embedding`, `blocks` and `final_norm` are paths from the model; `attention`, `mlp_norm` and `mlp` are paths from a
     block, and `output_projection` is a path from its attention: the (query) heads are equal slices of that
-    projection's *input*, also where they share keys and values.
+    projection's *input*, also where they share keys and values. With `own_attention` it is no choice of
+    transformers' attention interface, so that nothing can be put in its place.
     """
 
     model_type: str
@@ -51,6 +52,7 @@ class Architecture:
     mlp_norm: str
     mlp: str
     final_norm: str
+    own_attention: bool = False
 
     @property
     def head_projection(self) -> str:
@@ -95,6 +97,17 @@ ARCHITECTURES = MappingProxyType(
                 mlp="mlp",
                 final_norm="gpt_neox.final_layer_norm",
             ),
+            Architecture(
+                model_type="gptj",
+                embedding="transformer.wte",
+                blocks="transformer.h",
+                attention="attn",
+                output_projection="out_proj",
+                mlp_norm="ln_1",
+                mlp="mlp",
+                final_norm="transformer.ln_f",
+                own_attention=True,
+            ),
             *map(_llama_like, ("llama", "mistral", "qwen2", "qwen3")),
         )
     }
@@ -138,16 +151,22 @@ def head_count(model: nn.Module) -> int:
 
 
 def has_parallel_residual(model: nn.Module) -> bool:
-    """Whether the MLP of a block reads what its attention reads, and so not what attention wrote (GPT-NeoX)."""
-    return bool(getattr(model.config, "use_parallel_residual", False))
+    """Whether the MLP of a block reads what its attention reads, and so not what attention wrote (GPT-NeoX, GPT-J)."""
+    return model.config.model_type == "gptj" or bool(getattr(model.config, "use_parallel_residual", False))
 
 
 @contextmanager
 def attention(model: nn.Module, function: Callable) -> Iterator[None]:
     """Let `function` compute every attention of `model`; the implementation that was set comes back afterwards.
 
-    It stands in the attention interface of transformers, and is given no mask.
+    It stands in the attention interface of transformers, and is given no mask. Raises ArchitectureError for a family
+    that computes its attention itself.
     """
+    if model.config.model_type in ARCHITECTURES and ARCHITECTURES[model.config.model_type].own_attention:
+        raise ArchitectureError(
+            f"{type(model).__name__} computes its attention itself, so no other can be put in its place: do without "
+            "the softmax correction (helpers.attribution) and without packed texts (helpers.packing)."
+        )
     before = model.config._attn_implementation
     ALL_ATTENTION_FUNCTIONS[ATTENTION] = function
     model.config._attn_implementation = ATTENTION

@@ -14,7 +14,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -61,6 +61,12 @@ def write_table(path: Path, table) -> None:
     buffer = io.BytesIO()
     table.to_parquet(buffer, index=False, compression="zstd")
     write_bytes(path, buffer.getvalue())
+
+
+def write_tables(folder: Path, tables: Mapping) -> None:
+    """Write pandas DataFrames as `folder`/NAME.parquet, by name; each as `write_table` does."""
+    for name, table in tables.items():
+        write_table(folder / f"{name}.parquet", table)
 
 
 def read_table(path: Path):

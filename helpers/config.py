@@ -137,12 +137,42 @@ class Items:
 
 @dataclass(frozen=True)
 class Patching:
-    """What is swept, and how many rows one forward pass may hold; what the free memory allows when that is null."""
+    """What is swept, and how many rows one forward pass may hold; what the free memory allows when that is null.
 
+    `corruption` is symmetric token replacement, and `metric` what recovery is told by: notebook 05 compares them with
+    others. `window` is how many adjacent layers are patched together.
+    """
+
+    corruption: Literal["STR"]
+    metric: Literal["logit_difference"]
     components: tuple[str, ...]
     directions: tuple[str, ...]
+    window: int
     untrained_networks: int
     row_budget: int | None
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """The tasks of notebook 05: who does them, what they are made of, and how their prompts are corrupted.
+
+    `model` is the embedded `task` model, or the `base` model that is fine-tuned; `words` are lists of `tasks.yaml`;
+    `facts` is `embedded`, a JSON-lines file or a dataset of the hub with its 40-hex revision. `noise` is the standard
+    deviation of Gaussian noise in those of the embeddings, with `draws` of it per choice of tokens. `larger_models` are
+    asked for facts alone, each NAME@REVISION, where there is memory for them.
+    """
+
+    model: Literal["task", "base"]
+    larger_models: tuple[str, ...]
+    words: tuple[Literal["seen", "unseen"], ...]
+    operations: tuple[Literal["+", "-", "*"], ...]
+    facts: str
+    facts_revision: str | None
+    prompts: int
+    noise: float
+    draws: int
+    windows: tuple[int, ...]
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -164,6 +194,7 @@ class Profile:
     finetune: FineTuning
     items: Items
     patching: Patching
+    tasks: Tasks
     statistics: Statistics
 
 

@@ -123,10 +123,14 @@ def heatmaps(
     ylabel: str = "layer",
     label: str = "share recovered",
     limit: float = 1.0,
+    annotated: bool = False,
 ) -> Figure:
-    """A grid of heatmaps on one diverging scale centred on 0; values beyond ±limit are clipped in colour only."""
-    rows, columns = list(dict.fromkeys(table[row])), list(dict.fromkeys(table[column]))
-    xs, ys = list(dict.fromkeys(table[x])), sorted(set(table[y]))
+    """A grid of heatmaps on one diverging scale centred on 0; values beyond ±limit are clipped in colour only.
+
+    Layers rise on the y axis; names stand there as in the table, from the top. `annotated` cells show their value.
+    """
+    rows, columns, xs, ys = (list(dict.fromkeys(table[name])) for name in (row, column, x, y))
+    ys = sorted(ys) if pd.api.types.is_numeric_dtype(table[y]) else ys[::-1]
     height = 0.45 + (0.24 * len(ys) + 0.55) * len(rows)
     style = {"sharex": True, "sharey": True, "squeeze": False, "layout": "constrained"}
     figure, axes = plt.subplots(len(rows), len(columns), figsize=(COLUMN_WIDTH, height), **style)
@@ -136,11 +140,13 @@ def heatmaps(
             grid = part.pivot_table(index=y, columns=x, values=value, aggfunc="mean").reindex(index=ys, columns=xs)
             image = axes[i, j].imshow(grid, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto", origin="lower")
             axes[i, j].set_xticks(range(len(xs)), [str(v).replace("_", " ") for v in xs], rotation=40, ha="right")
-            axes[i, j].set_yticks(range(len(ys)), [f"{v:g}" for v in ys])
+            axes[i, j].set_yticks(range(len(ys)), [v if isinstance(v, str) else f"{v:g}" for v in ys])
             axes[i, j].set_title(f"{other}\n{one}" if i == 0 else one)
-            axes[i, j].set_ylabel(ylabel if j == 0 else "")
-            axes[i, j].set_xlabel(xlabel if i == len(rows) - 1 else "")
-    figure.colorbar(image, ax=axes, label=label, shrink=0.8, extend="both")
+            axes[i, j].set(ylabel="" if j else ylabel, xlabel=xlabel if i == len(rows) - 1 else "")
+            if annotated:
+                _write_numbers(axes[i, j], grid, limit=limit)
+    below = {"location": "bottom", "aspect": 40} if annotated else {}  # numbers need the width
+    figure.colorbar(image, ax=axes, label=label, shrink=0.8, extend="both", **below)
     return figure
 
 
@@ -175,10 +181,7 @@ def site_map(
             tick.set(color=PALETTE["associative"], fontweight="bold")
     axis.set_yticks(range(len(layers)), [f"{layer:g}" for layer in layers])
     if len(places) <= 16:
-        for row, column in np.argwhere((grid.abs() >= 0.005).to_numpy()):
-            number = grid.iat[row, column]
-            ink = "white" if abs(number) > 0.6 * limit else "black"
-            axis.text(column, row, f"{number:.2f}", ha="center", va="center", fontsize=7, color=ink)
+        _write_numbers(axis, grid, limit=limit)
     axis.set(title=title, xlabel=xlabel, ylabel="layer")
     axis.spines[:].set_visible(False)
     figure.colorbar(image, label=label, extend="both", aspect=12)
@@ -288,3 +291,10 @@ def _legend(figure: Figure, axes: list) -> None:
             entries.setdefault(name, handle)
     if len(entries) > 1:
         figure.legend(entries.values(), entries, loc="outside lower center", ncols=len(entries), frameon=False)
+
+
+def _write_numbers(axis, grid: pd.DataFrame, *, limit: float) -> None:
+    """The numbers of a heatmap, but for those that round to 0."""
+    for row, column in np.argwhere((grid.abs() >= 0.005).to_numpy()):
+        number, style = grid.iat[row, column], {"ha": "center", "va": "center", "fontsize": 7}
+        axis.text(column, row, f"{number:.2f}", color="white" if abs(number) > 0.6 * limit else "black", **style)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from helpers import readout
 from helpers.architectures import has_parallel_residual, layer_count
+from helpers.metrics import right_and_wrong
 from helpers.pairs import PromptPair
 from helpers.patching import OTHER_PROMPT
 from helpers.patterns import pattern_effects
@@ -53,7 +54,7 @@ def estimate(
     """
     prompt = "corrupted" if direction == "denoising" else "clean"
     tokens, other = (prompt_tokens(chunk, name, traced.device) for name in (prompt, OTHER_PROMPT[prompt]))
-    ends = [torch.tensor([getattr(pair, end)[0] for pair in chunk], device=traced.device) for end in ("answer", "foil")]
+    ends = right_and_wrong(chunk)
     exactly, dropping = "softmax" in corrections, "dropout" in corrections
     given = record(traced, other, patched_sites(plan.writes)).sites
     beside = {(name, layer) for component, layer in given if component in INSIDE for name in ("attn_out", "mlp_out")}

@@ -152,7 +152,7 @@ def measure_effects(
     for names, patch, measure in ways:
         runs = measure(model, pairs, row_budget=budget)
         swept = pd.concat(
-            patch(model, pairs, direction=direction, **kind, row_budget=budget)
+            patch(model, pairs, direction=direction, window=settings.window, **kind, row_budget=budget)
             for direction in directions
             for kind in kinds
         )

@@ -1,8 +1,9 @@
 """Figures: one way to save them, and redrawing from the saved numbers alone.
 
-`save_figure` draws a tidy table by one of the functions of `helpers.drawings` and writes the picture as pdf, svg and
-png, the plotted numbers as csv, and a sidecar with the drawing, its options, the caption and the hashes of everything
-the numbers came from. Equal numbers give equal bytes. `python -m helpers.figures` redraws from csv and sidecar.
+`save_figure` draws a tidy table by one of the functions of `helpers.drawings` or `helpers.head_drawings` and writes the
+picture as pdf, svg and png, the plotted numbers as csv, and a sidecar with the drawing, its options, the caption and
+the hashes of everything the numbers came from. Equal numbers give equal bytes. `python -m helpers.figures` redraws from
+csv and sidecar.
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
+from helpers import drawings, head_drawings
 from helpers.artifacts import ArtifactError, read_json, sha256_bytes, sha256_file, sha256_tree, write_bytes, write_json
 from helpers.config import Paths, load_profile
-from helpers.drawings import DRAWINGS, PALETTE
+from helpers.drawings import PALETTE
 
 matplotlib.use("agg")
 STYLE = {
@@ -42,6 +44,7 @@ STYLE = {
     "axes.spines.right": False,
     "legend.frameon": False,
 }
+DRAWINGS = drawings.DRAWINGS | head_drawings.DRAWINGS
 PLUMBING = "plumbing: numbers without meaning"
 UNDATED = {"pdf": {"CreationDate": None}, "svg": {"Date": None}, "png": {}}
 TRIMMED = {"bbox_inches": "tight", "pad_inches": 0.05}
@@ -78,6 +81,7 @@ def save_figure(
     _check_drawing(name, drawing)  # before anything is written
     text = table.to_csv(index=False, float_format="%.6g", lineterminator="\n")
     write_bytes(paths.figures / f"{name}.csv", text.encode())
+    modules = dict.fromkeys(("figures", "drawings", DRAWINGS[drawing].__module__.removeprefix("helpers.")))
     sidecar = {
         "caption": caption,
         "drawing": drawing,
@@ -87,9 +91,7 @@ def save_figure(
         "seed": seed,
         "inputs": sha256_tree(inputs, paths.root),
         "numbers": sha256_bytes(text.encode()),
-        "sources": {
-            f"helpers/{m}.py": sha256_file(Path(__file__).with_name(f"{m}.py")) for m in ("figures", "drawings")
-        },
+        "sources": {f"helpers/{m}.py": sha256_file(Path(__file__).with_name(f"{m}.py")) for m in modules},
     }
     _draw(name, paths, sidecar)
     write_json(paths.figures / f"{name}.json", sidecar)

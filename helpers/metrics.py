@@ -2,13 +2,17 @@
 
 A metric is a function of the logits at the answer position, that is, at the last token of the prompt. An answer of
 several tokens is judged by its first one, which is why an answer and its foil must not begin alike. Following Zhang &
-Nanda (arXiv 2309.16042, section 2), with r the clean answer and r′ the corrupted prompt's own answer:
+Nanda (arXiv 2309.16042, section 2), with R the right tokens and W the wrong ones, mostly the clean answer r alone and
+the corrupted prompt's own answer r′ alone:
 
-    logit_difference   LD(r, r′) = logit(r) − logit(r′)
-    log_probability    log P(r), in nats
-    probability        P(r)
-    rank               number of tokens more likely than r: 0 is the top
+    logit_difference   Σ_R logit(r) − Σ_W logit(r′); of one token each, LD(r, r′) = logit(r) − logit(r′)
+    log_probability    log Σ_R P(r), in nats
+    probability        Σ_R P(r)
+    rank               number of tokens more likely than the likeliest of R: 0 is the top
     kl_divergence      D(clean ‖ run), in nats: 0 for the clean run itself
+
+Greater-than has sets: years after the one in question, and years before (appendix of the same). Their logits are summed
+as published, so that where one set is larger, what raises all logits alike moves the difference too.
 
 Effects are normalised as a *ratio of means* over pairs. The mean of per-pair ratios is nowhere offered: one pair
 whose clean and corrupted runs hardly differ divides by almost nothing and owns the mean.
@@ -21,13 +25,33 @@ from collections.abc import Sequence
 import pandas as pd
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from helpers.pairs import PromptPair
 
 METRICS = ("logit_difference", "log_probability", "probability", "rank", "kl_divergence")
 QUANTITIES = {"denoising": "recovered", "noising": "destroyed"}
 
 
+NO_TOKEN = -1  # fills a row of tokens up to the length of the longest
+
+
 class MetricError(ValueError):
     """Values no metric can be computed from."""
+
+
+def right_and_wrong(pairs: Sequence[PromptPair]) -> tuple[Tensor, Tensor]:
+    """The right and the wrong tokens of every pair, `(pairs, tokens)` each, filled up with NO_TOKEN."""
+    right, wrong = (
+        pad_sequence([torch.tensor(tokens) for tokens in sets], batch_first=True, padding_value=NO_TOKEN)
+        for sets in ([pair.right for pair in pairs], [pair.wrong for pair in pairs])
+    )
+    return right, wrong
+
+
+def at_tokens(values: Tensor, tokens: Tensor, *, absent: float) -> Tensor:
+    """What rows `(rows, vocabulary)` hold at their `tokens`, `(rows, tokens)`, and `absent` where there is no token."""
+    return values.gather(-1, tokens.clamp(min=0)).masked_fill(tokens == NO_TOKEN, absent)
 
 
 def score(
@@ -40,24 +64,31 @@ def score(
 ) -> dict[str, Tensor]:
     """Every asked metric of each row, `(rows,)`, in single precision or better.
 
-    `logits` and `clean_logits` are `(rows, vocabulary)`; `answer` and `foil` are the first tokens, `(rows,)`. Raises
-    MetricError for a metric that does not exist, and for kl_divergence without `clean_logits`.
+    `logits` and `clean_logits` are `(rows, vocabulary)`; `answer` and `foil` are the right and the wrong tokens,
+    `(rows,)` or, filled up with NO_TOKEN, `(rows, tokens)`. Raises MetricError for a metric that does not exist, and
+    for kl_divergence without `clean_logits`.
     """
     check_metrics(metrics)
     if "kl_divergence" in metrics and clean_logits is None:
         raise MetricError("kl_divergence compares with the clean run: give clean_logits, or leave that metric out.")
     logits = _at_least_single(logits)
     log_probabilities = logits.log_softmax(-1)
-    at_answer = logits.gather(-1, answer[:, None])
-    log_probability = log_probabilities.gather(-1, answer[:, None])[:, 0]
+    right, wrong = (tokens[:, None] if tokens.ndim == 1 else tokens for tokens in (answer, foil))
+    best = at_tokens(logits, right, absent=-torch.inf).amax(-1, keepdim=True)
+    log_probability = at_tokens(log_probabilities, right, absent=-torch.inf).logsumexp(-1)
     values = {
-        "logit_difference": lambda: (at_answer - logits.gather(-1, foil[:, None]))[:, 0],
+        "logit_difference": lambda: logit_difference(logits, right, wrong),
         "log_probability": lambda: log_probability,
         "probability": lambda: log_probability.exp(),
-        "rank": lambda: (logits > at_answer).sum(-1),
+        "rank": lambda: (logits > best).sum(-1),
         "kl_divergence": lambda: _kl_divergence(_at_least_single(clean_logits).log_softmax(-1), log_probabilities),
     }
     return {name: values[name]() for name in metrics}
+
+
+def logit_difference(logits: Tensor, right: Tensor, wrong: Tensor) -> Tensor:
+    """The logits of the right tokens less those of the wrong ones, `(rows,)`; the tokens are `(rows, tokens)`."""
+    return at_tokens(logits, right, absent=0).sum(-1) - at_tokens(logits, wrong, absent=0).sum(-1)
 
 
 def check_metrics(metrics: Sequence[str]) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     GPT2Config,
@@ -22,6 +23,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from helpers.artifacts import new_folder
 from helpers.config import Model, Paths
+from helpers.memory import free_memory
 
 
 class ModelError(ValueError):
@@ -70,6 +72,14 @@ def load_base_tokenizer(settings: Model, paths: Paths) -> PreTrainedTokenizerFas
     if _is_folder(name):
         return load_tokenizer(Path(name).expanduser())
     return _complete(AutoTokenizer.from_pretrained(name, revision=_pinned(settings)))
+
+
+def memory_holds(settings: Model) -> bool:
+    """Whether a hub model's weights, in single precision and with half as much again to compute in, fit into memory."""
+    configuration = AutoConfig.from_pretrained(settings.name_or_path, revision=_pinned(settings))
+    with torch.device("meta"):
+        numbers = AutoModelForCausalLM.from_config(configuration).num_parameters()
+    return 1.5 * numbers * torch.float32.itemsize < free_memory(accelerator())
 
 
 def load_model(folder: Path):

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 ROLES = ("prefix", "subject_first", "subject_middle", "subject_last", "relation", "last")
 SUBJECT = ("subject_first", "subject_middle", "subject_last")
+# The tokens that decide a task of helpers.tasks, by the names its authors gave them; the rest of its prompts has ROLES.
+TASK_ROLES = ("IO", "S1", "S2", "YY", "A_def", "B_def", "C_def", "A_doc", "B_doc", "X3", "Y3")
 ANSWER = "answer"  # tokens of an answer that stand in both prompts of a continued pair: they are never patched
 
 
@@ -24,10 +26,12 @@ class PromptPair:
     """Two prompts of `positions` tokens each, their answers, and what stands at each position.
 
     `answer` is the whole clean answer r and `foil` the whole answer r′ of the corrupted prompt; metrics use their first
-    tokens. `roles` names each position by one of ROLES: a one-token subject is `subject_last`, and the last position is
-    always `last`, even where the subject ends there, for what is measured there is another thing; ANSWER stands for
-    tokens after it (helpers.answers). `donor_id` is the item whose prompt is the corrupted one. Raises PairError when
-    lengths differ, the prompts are equal, an answer is empty, or answer and foil begin with the same token.
+    tokens. Where several tokens are right, or wrong (all later and all earlier years), `answer_set` and `foil_set` hold
+    them, and metrics use those. `roles` names each position by one of ROLES or TASK_ROLES: a one-token subject is
+    `subject_last`, and the last position is always `last`, even where the subject ends there, for what is measured
+    there is another thing; ANSWER stands for tokens after it (helpers.answers). `donor_id` is the item whose prompt is
+    the corrupted one. Raises PairError when lengths differ, the prompts are equal, an answer is empty, or a token
+    stands twice in a set or in both.
     """
 
     pair_id: str
@@ -37,6 +41,8 @@ class PromptPair:
     foil: tuple[int, ...]
     roles: tuple[str, ...]
     donor_id: str | None = None
+    answer_set: tuple[int, ...] = ()
+    foil_set: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not len(self.clean) == len(self.corrupted) == len(self.roles) or not self.clean:
@@ -50,15 +56,36 @@ class PromptPair:
             raise PairError(
                 f"Pair {self.pair_id}: the answer {self.answer} and the foil {self.foil} need first tokens that differ."
             )
-        if unknown := sorted(set(self.roles) - {*ROLES, ANSWER}):
+        for name, tokens in (("answer_set", self.answer_set), ("foil_set", self.foil_set)):
+            if repeated := sorted(token for token in set(tokens) if tokens.count(token) > 1):
+                raise PairError(
+                    f"Pair {self.pair_id}: the token {repeated[0]} stands twice in its {name}, and would count twice; "
+                    "name every token once."
+                )
+        if both := set(self.right) & set(self.wrong):
             raise PairError(
-                f"Pair {self.pair_id}: unknown roles {', '.join(unknown)}; the roles are {', '.join(ROLES)}."
+                f"Pair {self.pair_id}: the token {min(both)} is among the right answers and the wrong ones."
+            )
+        if unknown := sorted(set(self.roles) - {*ROLES, *TASK_ROLES, ANSWER}):
+            raise PairError(
+                f"Pair {self.pair_id}: unknown roles {', '.join(unknown)}; the roles are "
+                f"{', '.join(ROLES + TASK_ROLES)}."
             )
 
     @property
     def positions(self) -> int:
         """Tokens of each prompt."""
         return len(self.clean)
+
+    @property
+    def right(self) -> tuple[int, ...]:
+        """The tokens any of which answers the clean prompt."""
+        return self.answer_set or self.answer[:1]
+
+    @property
+    def wrong(self) -> tuple[int, ...]:
+        """The tokens any of which is wrong there."""
+        return self.foil_set or self.foil[:1]
 
     @property
     def first_difference(self) -> int:
@@ -153,9 +180,13 @@ def tokenise(tokenizer, pair_id: str, prompt: str, subject: tuple[int, int]) -> 
         )
     encoding = tokenizer(prompt, return_offsets_mapping=True)
     ids = tuple(encoding["input_ids"])
-    span = tuple(
-        i for i, (begin, end) in enumerate(encoding["offset_mapping"]) if begin < end and begin < stop and end > start
-    )
+    offsets = encoding["offset_mapping"]
+    if offsets and offsets[-1][0] == offsets[-1][1]:
+        raise PairError(
+            f"Pair {pair_id}: the tokenizer puts {tokenizer.convert_ids_to_tokens(ids[-1])!r} behind the prompt, where "
+            "its answer would be read; turn that off."
+        )
+    span = tuple(i for i, (begin, end) in enumerate(offsets) if begin < end and begin < stop and end > start)
     if not 0 <= start < stop <= len(prompt) or not span:
         raise PairError(
             f"Pair {pair_id}: the subject's characters {start} to {stop} cover no token of {prompt!r} "

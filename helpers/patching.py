@@ -36,8 +36,8 @@ its batch at the block whose input they change, so that early blocks see few row
 
 The rows are written on the live tensors of nnsight's trace. Patches inside a block (heads, attention, MLP) join at the
 next one, because at the patched token alone it is cheap to say what leaves their own. At the end only the last
-position is read: the logit difference needs two rows of the unembedding, and the other metrics see the vocabulary in
-chunks. Two kinds of patch are not run at all, because they provably change nothing: see
+position is read: the logit difference needs the answers' rows of the unembedding, and the other metrics see the
+vocabulary in chunks. Two kinds of patch are not run at all, because they provably change nothing: see
 `rows.effective_writes`. Pairs of one length form a bucket, so nothing is ever padded.
 
 In a network of L blocks and T tokens S patches cost about S / 4 forward passes of arithmetic instead of S, in as many
@@ -175,8 +175,8 @@ def measure_runs(
 ) -> pd.DataFrame:
     """The un-patched runs of every pair, two lines each: columns pair, run ("clean" or "corrupted"), then the metrics.
 
-    Answer and foil are the pair's in both runs, and kl_divergence is from the clean run, so 0 there. `row_budget` is
-    the most prompts in one forward pass. Raises PatchingError as `sweep` does.
+    Right and wrong answers are the pair's in both runs, and kl_divergence is from the clean run, so 0 there.
+    `row_budget` is the most prompts in one forward pass. Raises PatchingError as `sweep` does.
     """
     measures.check_metrics(metrics)
     check_pairs(module_of(model), pairs, row_budget)
@@ -253,8 +253,7 @@ def _scorer(
     traced: Traced, chunk: Sequence[PromptPair], clean: Tensor | None, metrics: Sequence[str]
 ) -> Callable[[Tensor, np.ndarray], dict[str, np.ndarray]]:
     """A function of last residuals `(rows, width)` and the pair of each row: metrics, `(rows,)` each."""
-    answer, foil = (torch.tensor([getattr(pair, name)[0] for pair in chunk]) for name in ("answer", "foil"))
-    reference = traced.compute(readout.reference, answer, foil, clean, tuple(metrics))
+    reference = traced.compute(readout.reference, *measures.right_and_wrong(chunk), clean, tuple(metrics))
 
     def score(final: Tensor, pair: np.ndarray) -> dict[str, np.ndarray]:
         scores = traced.compute(readout.score, final, torch.as_tensor(pair), reference, tuple(metrics))

@@ -17,7 +17,7 @@ import pandas as pd
 
 from helpers.architectures import SITES as COMPONENTS
 from helpers.architectures import architecture_of, head_count, layer_count
-from helpers.pairs import ANSWER, ROLES, PromptPair
+from helpers.pairs import ANSWER, ROLES, TASK_ROLES, PromptPair
 
 DIRECTIONS = ("denoising", "noising")
 POSITIONS = ("each", "all", "roles")
@@ -31,7 +31,7 @@ class PatchingError(ValueError):
 
 @dataclass(frozen=True)
 class Site:
-    """One place to patch: `position` is a token index, one of ROLES (every token of that role), or "all"."""
+    """One place to patch: `position` is a token index, a role of helpers.pairs (every token that has it), or "all"."""
 
     component: str
     layer: int
@@ -146,7 +146,7 @@ def _targets(pair: PromptPair, positions: str) -> list[tuple[int | None, str, Se
     if positions == "all":
         return [(None, "all", _tokens_of(pair, "all"))]
     if positions == "roles":
-        present = [role for role in ROLES if role in pair.roles]
+        present = [role for role in ROLES + TASK_ROLES if role in pair.roles]
         return [(None, role, _tokens_of(pair, role)) for role in present]
     return [(position, pair.roles[position], (position,)) for position in _tokens_of(pair, "all")]
 
@@ -211,7 +211,7 @@ def check_pairs(model, pairs: Sequence[PromptPair], row_budget: int | None) -> N
             raise PatchingError(
                 f"The pair {pair.pair_id} has {pair.positions} tokens and the model reads {longest} at most."
             )
-        if (top := max(*pair.clean, *pair.corrupted, pair.answer[0], pair.foil[0])) >= vocabulary:
+        if (top := max(*pair.clean, *pair.corrupted, *pair.right, *pair.wrong)) >= vocabulary:
             raise PatchingError(
                 f"The pair {pair.pair_id} has the token id {top} and the model's vocabulary ends at {vocabulary - 1}: "
                 "make the pairs with this model's own tokenizer."
@@ -252,8 +252,8 @@ def check_sets(model, pairs: Sequence[PromptPair], sets: Mapping[str, Sequence[S
             problem = f"a component is one of {', '.join(COMPONENTS)}"
         elif not 0 <= site.layer < layers:
             problem = f"its layer must be 0 to {layers - 1}"
-        elif isinstance(token, str) and token not in (*ROLES, "all"):
-            problem = f'a position is a token\'s index, "all", or one of {", ".join(ROLES)}'
+        elif isinstance(token, str) and token not in (*ROLES, *TASK_ROLES, "all"):
+            problem = f'a position is a token\'s index, "all", or one of {", ".join(ROLES + TASK_ROLES)}'
         elif not isinstance(token, str) and not 0 <= token < shortest.positions:
             problem = f"the pair {shortest.pair_id} has the positions 0 to {shortest.positions - 1}"
         elif (head is not None) != (site.component == "head_out"):

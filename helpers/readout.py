@@ -1,12 +1,12 @@
 """Readout: from the residual stream that leaves the last block to every metric, without ever holding all logits.
 
-The logit difference needs two rows of the unembedding. The other metrics need the whole vocabulary, which is visited in
-chunks. With r the answer, x a patched residual after the final normalisation, x_c the clean run's, W the unembedding
-and b its bias:
+The logit difference needs the answers' rows of the unembedding. The other metrics need the whole vocabulary, which is
+visited in chunks. With r the right tokens (mostly one), x a patched residual after the final normalisation, x_c the
+clean run's, W the unembedding and b its bias:
 
     logit of r           z_r = x·W_r + b_r
-    log P(r)             z_r − logΣ_v exp z_v
-    rank                 number of other tokens v with z_v > z_r
+    log Σ_r P(r)         logΣ_r exp z_r − logΣ_v exp z_v
+    rank                 number of tokens v, none of them right, with z_v > max_r z_r
     D(clean ‖ patched)   (x_c − x)·m_c + logΣ exp z − logΣ exp z_c,  m_c = Σ_v P_clean(v) W_v
 
 The last line holds because logits are linear in x, and turns the divergence of every row into one dot product with a
@@ -24,7 +24,7 @@ import torch
 from accelerate.utils import align_module_device
 from torch import Tensor, nn
 
-from helpers.metrics import check_metrics
+from helpers.metrics import NO_TOKEN, check_metrics
 from helpers.tracing import Traced
 
 CHUNK = 4096  # tokens of the vocabulary at a time: at a few hundred rows their logits stay in a processor's cache
@@ -32,8 +32,9 @@ CHUNK = 4096  # tokens of the vocabulary at a time: at a few hundred rows their 
 
 @dataclass(frozen=True)
 class Reference:
-    """What scores are relative to: the answer and the foil of every pair, `(pairs,)`, and its clean run.
+    """What scores are relative to: the right and the wrong tokens of every pair, and its clean run.
 
+    `answer` and `foil` are `(pairs, tokens)`, filled up with metrics.NO_TOKEN, as metrics.right_and_wrong makes them.
     `clean` is the normalised last residual `(pairs, width)`, `expected` the vector m_c `(pairs, width)`, and
     `log_total` logΣ exp of the clean logits `(pairs,)`; these three are None unless the divergence is asked for.
     """
@@ -72,16 +73,19 @@ def score(
         x = _normalise(traced, final)
         pair = pair.to(x.device)
         answer, foil = relative_to.answer.to(x.device)[pair], relative_to.foil.to(x.device)[pair]
-        at_answer = _logits_of(head, x, answer)
-        values = {"logit_difference": at_answer - _logits_of(head, x, foil)}
+        right, missing = _logits_of(head, x, answer), answer == NO_TOKEN
+        at_foil = _logits_of(head, x, foil).masked_fill(foil == NO_TOKEN, 0).sum(-1)
+        values = {"logit_difference": right.masked_fill(missing, 0).sum(-1) - at_foil}
         if set(metrics) - {"logit_difference"}:
+            right = right.masked_fill(missing, -torch.inf)
+            best = right.amax(-1)
             log_total = torch.full((len(x),), -torch.inf, device=x.device)
             above = torch.zeros(len(x), device=x.device)
             for tokens, logits in _by_chunk(head, x):
                 log_total = torch.logaddexp(log_total, logits.logsumexp(-1))
                 if "rank" in metrics:
-                    above += _count_above(logits, at_answer, answer - tokens.start)
-            values["log_probability"] = at_answer - log_total
+                    above += _count_above(logits, best, answer - tokens.start)
+            values["log_probability"] = right.logsumexp(-1) - log_total
             values["probability"] = values["log_probability"].exp()
             values["rank"] = above.masked_fill(log_total.isnan(), torch.nan)
             if "kl_divergence" in metrics:
@@ -105,10 +109,12 @@ def _normalise(traced: Traced, final: Tensor) -> Tensor:
     return normalised.to(traced.model.get_output_embeddings().weight.device)
 
 
-def _logits_of(head: nn.Linear, x: Tensor, token: Tensor) -> Tensor:
-    """The logit of one token per row, `(rows,)`, in single precision."""
-    logits = (x.float() * head.weight[token].float()).sum(-1)
-    return logits if head.bias is None else logits + head.bias[token].float()
+def _logits_of(head: nn.Linear, x: Tensor, tokens: Tensor) -> Tensor:
+    """The logits of the `tokens` of every row, `(rows, tokens)`, in single precision; of NO_TOKEN it is any number."""
+    # Column by column: all rows of the unembedding at once would be as many times larger than x as there are tokens.
+    x = x.float()
+    logits = torch.stack([(x * head.weight[column].float()).sum(-1) for column in tokens.unbind(-1)], -1)
+    return logits if head.bias is None else logits + head.bias[tokens].float()
 
 
 def _by_chunk(head: nn.Linear, x: Tensor) -> Iterator[tuple[slice, Tensor]]:
@@ -119,9 +125,8 @@ def _by_chunk(head: nn.Linear, x: Tensor) -> Iterator[tuple[slice, Tensor]]:
         yield tokens, nn.functional.linear(x, head.weight[tokens], bias).float()
 
 
-def _count_above(logits: Tensor, at_answer: Tensor, answer: Tensor) -> Tensor:
-    """How many logits of a chunk exceed the answer's, which never counts itself: its two roundings may differ."""
-    above = (logits > at_answer[:, None]).sum(-1)
-    inside = ((answer >= 0) & (answer < logits.shape[1])).nonzero()[:, 0]
-    above[inside] -= (logits[inside, answer[inside]] > at_answer[inside]).to(above.dtype)
-    return above
+def _count_above(logits: Tensor, best: Tensor, answer: Tensor) -> Tensor:
+    """How many logits of a chunk exceed the best right one; no right one counts, for its two roundings may differ."""
+    above = (logits > best[:, None]).sum(-1)
+    rows, columns = ((answer >= 0) & (answer < logits.shape[1])).nonzero().unbind(-1)
+    return above.index_add(0, rows, -(logits[rows, answer[rows, columns]] > best[rows]).to(above.dtype))

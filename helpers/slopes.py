@@ -18,6 +18,7 @@ from nnsight import save
 from torch import Tensor
 
 from helpers.architectures import SITES, attention, layer_count
+from helpers.metrics import logit_difference
 from helpers.patterns import Pattern, recorder
 from helpers.tracing import Traced, forward_arguments, read, write
 
@@ -50,10 +51,10 @@ def slopes_of(
     patterns: bool = False,
     drop_layers: bool = False,
 ) -> Slopes:
-    """Run `tokens`, `(pairs, positions)`, and differentiate logit(answer) − logit(foil), `(pairs,)`, at `sites`.
+    """Run `tokens`, `(pairs, positions)`, and differentiate the logit differences, `(pairs,)`, at `sites`.
 
-    Every block's resid_pre is among them. `patterns` adds PATTERN and VALUES of each block, `drop_layers` a pass per
-    dropped layer.
+    `answer` and `foil` are `(pairs, tokens)`, as metrics.right_and_wrong makes them. Every block's resid_pre is among
+    the sites. `patterns` adds PATTERN and VALUES of each block, `drop_layers` a pass per dropped layer.
     """
     seen: dict[int, Pattern] = {}
     with torch.enable_grad(), attention(traced.model, recorder(seen)) if patterns else nullcontext():
@@ -87,12 +88,10 @@ def _run(traced: Traced, tokens: Tensor, sites: Iterable[Key]) -> dict[Key, Tens
 
 
 def _difference(traced: Traced, final: Tensor, answer: Tensor, foil: Tensor) -> Tensor:
-    """logit(answer) − logit(foil), `(pairs,)`, as a function of the last residual, which readout.score is not."""
+    """The logit differences, `(pairs,)`, as a function of the last residual, which readout.score is not."""
     normalised = traced.model.get_submodule(traced.architecture.final_norm)(final)
     logits = traced.model.get_output_embeddings()(normalised)
-    chosen = torch.stack([answer, foil], -1).to(logits.device)
-    at_answer, at_foil = logits.gather(-1, chosen).unbind(-1)
-    return at_answer - at_foil
+    return logit_difference(logits, answer.to(logits.device), foil.to(logits.device))
 
 
 def _backward(output: Tensor, seed: Tensor | None, live: Mapping[Key, Tensor]) -> dict[Key, Tensor]:

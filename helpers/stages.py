@@ -22,6 +22,7 @@ LOCK = "requirements.lock"
 KNOWLEDGE = ("knowledge.csv", "wordings.yaml")
 LABELS = ("mined_spans.csv",)
 BASE_MODEL = ("models/base",)
+TASKS = ("tasks.yaml", "models/task")
 WITHOUT_FOLDER = ("embedded", "random")  # values of model.name_or_path that name no folder
 
 
@@ -91,6 +92,14 @@ STAGES = (
         outputs=("clap",),
         embedded=BASE_MODEL,
         budget_minutes=4.0,
+    ),
+    Stage(
+        "05_best_practices",
+        sections=("model", "finetune", "items", "patching", "tasks", "statistics"),
+        inputs=("01_data_collection", "02_fine_tuning"),
+        outputs=("tasks",),
+        embedded=BASE_MODEL + TASKS,
+        budget_minutes=3.0,
     ),
     Stage(
         "08_statistics",

@@ -3,7 +3,7 @@
 Nothing is patched here. *Direct logit attribution* writes the logit difference as a sum, for the last residual is the
 sum of what embeddings, attention and MLPs put into it, and all that follows is linear but for one scale:
 
-    LD = Σ_parts (part − mean) / σ · γ · (W_r − W_r′) + bias
+    LD = Σ_parts (part − mean) / σ · γ · (Σ_r W_r − Σ_r′ W_r′) + bias
 
 with σ, the scale of the final normalisation, held at the value it has in the run. It asks what a component says to the
 answer *itself*; what it says through later blocks is what patching adds.
@@ -33,9 +33,9 @@ def direct_attribution(
     """What every part of the last residual adds to the logit difference of the `prompt` run, in logits.
 
     One row per pair and part: pair, component (embedding: token and position; attn_out, mlp_out, head_out, bias: what
-    the final normalisation and the unembedding add of their own), layer (0 for embedding and bias), head, contribution.
-    Embedding, attn_out, mlp_out and bias of a pair sum to its logit difference; head_out resolves attn_out, up to the
-    bias of its projection.
+    the final normalisation and the unembedding add of their own), layer (0 for embedding and bias), head, contribution,
+    and scale, the 1/σ of that run, by which every contribution but the bias is multiplied. Embedding, attn_out, mlp_out
+    and bias of a pair sum to its logit difference; head_out resolves attn_out, up to the bias of its projection.
     """
     check_pairs(module_of(model), pairs, row_budget)
 
@@ -83,11 +83,10 @@ def _in_chunks(model, pairs: Sequence[PromptPair], measure, row_budget: int | No
 def _contributions(traced: Traced, run: Run, chunk: Sequence[PromptPair]) -> pd.DataFrame:
     """`direct_attribution` of pairs of one length."""
     head, norm = traced.model.get_output_embeddings(), traced.model.get_submodule(traced.architecture.final_norm)
-    answer, foil = (torch.tensor([getattr(pair, name)[0] for pair in chunk]) for name in ("answer", "foil"))
-    towards = (head.weight[answer] - head.weight[foil]).float()
+    towards = torch.stack([_right_less_wrong(head.weight, pair) for pair in chunk])
     added = torch.zeros_like(towards[:, 0])
     if head.bias is not None:
-        added += (head.bias[answer] - head.bias[foil]).float()
+        added += torch.stack([_right_less_wrong(head.bias, pair) for pair in chunk])
     centred = isinstance(norm, nn.LayerNorm)  # the others are RMS normalisations: no mean is taken off, no bias added
     scaled = towards * norm.weight.float()
     final = run.final.float()
@@ -114,7 +113,15 @@ def _contributions(traced: Traced, run: Run, chunk: Sequence[PromptPair]) -> pd.
             rows.append(("head_out", layer, number, said(written[:, -1])))
     names = [pair.pair_id for pair in chunk]
     tables = [
-        pd.DataFrame({"pair": names, "component": component, "layer": layer, "head": number, "contribution": values})
+        pd.DataFrame(
+            {"pair": names, "component": component, "layer": layer, "head": number, "contribution": values}
+        ).assign(scale=scale.cpu().numpy())
         for component, layer, number, values in rows
     ]
     return pd.concat(tables).astype({"head": "Int64"})
+
+
+def _right_less_wrong(values: Tensor, pair: PromptPair) -> Tensor:
+    """What the unembedding holds for the right tokens less what it holds for the wrong ones, in single precision."""
+    right, wrong = (values[list(tokens)].float().sum(0) for tokens in (pair.right, pair.wrong))
+    return right - wrong

@@ -34,7 +34,7 @@ from IPython.display import display
 
 from helpers import readings
 from helpers.architectures import layer_count
-from helpers.artifacts import read_table, write_json, write_table
+from helpers.artifacts import read_table, write_json, write_table, write_tables
 from helpers.claims import claims_table, no_verdict, scope_of
 from helpers.clap import gathered, measure_change, measure_heads, measure_nulls, measure_tuned
 from helpers.config import Paths, load_profile
@@ -89,13 +89,12 @@ for seed in seeds:
         found.append(measure_nulls(model, base, selection, settings=patching, seed=seed))
     parts += [{name: rows.assign(seed=seed) for name, rows in part.items()} for part in found]
 measured = gathered(parts) | {"excluded": pd.concat(excluded, ignore_index=True)}
-for name, rows in measured.items():
-    write_table(output / f"{name}.parquet", rows)
+write_tables(output, measured)
 
 # %%
 effects = measured["effects"]
 answers = effects[(effects["network"] == "fine-tuned") & (effects["arm"] == "real")]
-real = answers[answers["metric"] == "logit_difference"]
+real = answers[answers["metric"] == patching.metric]
 entered = effects[effects["network"] == "fine-tuned"].groupby(["seed", "arm", "kind"])["item_id"].nunique()
 table(entered.unstack(["arm", "kind"]).reset_index())
 table(why_excluded(measured["excluded"]))
