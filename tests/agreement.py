@@ -21,5 +21,5 @@ def assert_equals_oracle(table: pd.DataFrame, expected: list[dict], *, precision
             assert error[worst] <= tolerance[worst], f"{name} {error[worst]:.2g} apart:\n{table.iloc[worst]}"
     if "rank" in table:
         for rank, row, allowed in zip(table["rank"], expected, tolerance, strict=True):
-            low, high = oracle_rank_bounds(row["logits"], row["answer"], allowed)
+            low, high = oracle_rank_bounds(row["logits"], row["right"], allowed)
             assert low <= rank <= high

@@ -15,6 +15,7 @@ LLAMA = ("model.embed_tokens", "model.layers", "self_attn", "self_attn.o_proj", 
 NAMES = {
     "gpt2": ("transformer.wte", "transformer.h", "attn", "attn.c_proj", "mlp"),
     "gpt_neox": GPT_NEOX,
+    "gptj": ("transformer.wte", "transformer.h", "attn", "attn.out_proj", "mlp"),
     "llama": LLAMA,
     "mistral": LLAMA,
     "qwen2": LLAMA,
@@ -150,8 +151,8 @@ class Runs:
         key = (self.pair.pair_id, self.direction, frozenset(sites))
         if key not in self.memory:
             logits = patched_logits(self.model, self.prompt, self.given, sites, self.noise)
-            metrics = oracle_metrics(logits, self.clean_logits, self.pair.answer[0], self.pair.foil[0])
-            self.memory[key] = {"logits": logits, "metrics": metrics, "answer": self.pair.answer[0]}
+            metrics = oracle_metrics(logits, self.clean_logits, self.pair.right, self.pair.wrong)
+            self.memory[key] = {"logits": logits, "metrics": metrics, "right": self.pair.right}
         return self.memory[key]
 
 
@@ -211,7 +212,7 @@ def patched_run(model, prompt, given, sites, noise=None):
     return logits
 
 
-def oracle_metrics(logits, clean_logits, answer, foil):
+def oracle_metrics(logits, clean_logits, right, wrong):
     """Every metric but rank, each as a sum over the vocabulary written out."""
     values, clean = logits.tolist(), clean_logits.tolist()
     total, clean_total = sum(math.exp(v) for v in values), sum(math.exp(v) for v in clean)
@@ -220,16 +221,18 @@ def oracle_metrics(logits, clean_logits, answer, foil):
         p = math.exp(c) / clean_total
         divergence += p * (math.log(p) - (v - math.log(total)))
     return {
-        "logit_difference": values[answer] - values[foil],
-        "log_probability": values[answer] - math.log(total),
-        "probability": math.exp(values[answer]) / total,
+        "logit_difference": sum(values[token] for token in right) - sum(values[token] for token in wrong),
+        "log_probability": math.log(sum(math.exp(values[token]) for token in right) / total),
+        "probability": sum(math.exp(values[token]) for token in right) / total,
         "kl_divergence": divergence,
     }
 
 
-def oracle_rank_bounds(logits, answer, tolerance):
-    """The ranks that rounding by `tolerance` allows: tokens surely above the answer, and those that may be."""
-    return int((logits > logits[answer] + tolerance).sum()), int((logits > logits[answer] - tolerance).sum()) - 1
+def oracle_rank_bounds(logits, right, tolerance):
+    """The ranks that rounding by `tolerance` allows: tokens surely above every right one, and those that may be."""
+    best = max(logits[token] for token in right)
+    others = [value for token, value in enumerate(logits) if token not in right]
+    return sum(value > best + tolerance for value in others), sum(value > best - tolerance for value in others)
 
 
 def places(model):

@@ -10,7 +10,7 @@ from tiny import FAMILIES, LAYERS, random_pair, shared_model
 
 from helpers.answers import ANSWER_LOG_PROBABILITY, continued, measure_answers, sweep_answers
 from helpers.noise import GaussianNoise
-from helpers.pairs import ANSWER
+from helpers.pairs import ANSWER, PairError
 from helpers.patching import measure_runs, sweep
 from helpers.plans import COMPONENTS, DIRECTIONS, POSITIONS
 
@@ -139,3 +139,8 @@ def test_a_noised_prompt_is_refused(pairs):
     with pytest.raises(ValueError, match="not a noised one: leave corruption out"):
         sweep_answers(shared_model("gpt2", 0), pairs, corruption=GaussianNoise(0.5, seed=0))
     sweep_answers(shared_model("gpt2", 0), pairs[1:2], corruption=None)
+
+
+def test_a_pair_with_several_right_answers_is_refused(pairs):
+    with pytest.raises(PairError, match="has 2 right and 1 wrong ones; score it by log_probability"):
+        continued(replace(pairs[1], answer_set=(5, 8)))

@@ -3,8 +3,9 @@
 from types import SimpleNamespace
 
 import pytest
+import torch
 from oracle import COMPONENTS, NAMES
-from tiny import FAMILIES, shared_model
+from tiny import FAMILIES, OWN_ATTENTION, shared_model
 from torch import nn
 from transformers import GPT2Config, GPT2Model
 
@@ -13,6 +14,7 @@ from helpers.architectures import (
     SITES,
     ArchitectureError,
     architecture_of,
+    attention,
     has_parallel_residual,
     head_count,
     layer_count,
@@ -33,7 +35,27 @@ def test_counts(family):
     model = shared_model(family, 0)
     assert architecture_of(model) is ARCHITECTURES[model.config.model_type]
     assert (layer_count(model), head_count(model)) == (3, 4 if family == "llama-grouped" else 2)
-    assert has_parallel_residual(model) is (family == "neox-parallel")
+    assert has_parallel_residual(model) is (family in ("neox-parallel", "gptj"))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_attention_is_put_in_place_or_refused(family):
+    """The model's own choice is there again afterwards; what it would not call is refused in a sentence."""
+    model, called = shared_model(family, 0), []
+
+    def attend(module, query, *others, **settings):
+        called.append(module.layer_idx)
+        return query.transpose(1, 2), None
+
+    before = model.config._attn_implementation
+    if family in OWN_ATTENTION:
+        with pytest.raises(ArchitectureError, match="GPTJForCausalLM computes its attention itself"):
+            attention(model, attend).__enter__()
+    else:
+        with attention(model, attend):
+            model(torch.tensor([[1, 2, 3]]))
+        assert called == [0, 1, 2]
+    assert model.config._attn_implementation == before
 
 
 @pytest.mark.parametrize("model", [nn.Linear(2, 2), SimpleNamespace(config=SimpleNamespace(model_type="mamba"))])

@@ -19,6 +19,7 @@ from helpers.artifacts import (
     write_bytes,
     write_json,
     write_table,
+    write_tables,
 )
 
 
@@ -101,3 +102,10 @@ def test_hashes(tmp_path):
     assert sha256_bytes(b"") == sha256_file(tmp_path / "a") == empty
     assert sha256_tree([tmp_path], tmp_path) == {"a": empty, "deep/b": empty}
     assert fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1}) != fingerprint({"a": 2, "b": 1})
+
+
+def test_tables_are_written_by_name(tmp_path):
+    table = pd.DataFrame({"x": [1, 2]})
+    write_tables(tmp_path / "new", {"a": table, "b": table * 2})
+    assert read_table(tmp_path / "new" / "b.parquet")["x"].tolist() == [2, 4]
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["a.parquet", "b.parquet"]

@@ -1,17 +1,20 @@
 """Attribution patching against difference quotients of a model run by plain hooks, and the screen against the sweep."""
 
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from accelerate import cpu_offload
-from conftest import tiny_gpt2
+from conftest import VOCABULARY, tiny_gpt2
 from oracle import keep_input, patched_logits, places, record, tokens_of
-from tiny import FAMILIES, random_pair, shared_model, tiny_model
+from tiny import FAMILIES, OWN_ATTENTION, random_pair, shared_model, tiny_model
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from helpers.architectures import ArchitectureError
 from helpers.attribution import attribute, screen_and_verify
 from helpers.patching import measure_runs, sweep
 from helpers.plans import COMPONENTS, DIRECTIONS, POSITIONS, PatchingError
@@ -38,14 +41,25 @@ def pairs():
 
 
 def double_model(family, seed):
-    """A tiny model in double precision throughout: most families have their norms in single precision in any model."""
+    """A tiny model in double precision throughout.
+
+    Most families have their norms in single precision in any model, and GPT-J its scores.
+    """
     model = tiny_model(family, seed).double()
     for name, module in list(model.named_modules()):
         if type(module).__name__.endswith("RMSNorm"):
             norm = torch.nn.RMSNorm(module.weight.shape, module.variance_epsilon)
             norm.weight = module.weight
             model.set_submodule(name, norm)
+        if hasattr(module, "scale_attn"):
+            module._attn = partial(scores_in_double, module.scale_attn)
     return model
+
+
+def scores_in_double(scale, query, key, value, mask):
+    """What GPT-J calls, without its cast to single precision."""
+    pattern = (query @ key.transpose(-1, -2) / scale + mask).softmax(-1)
+    return pattern @ value, pattern
 
 
 @contextmanager
@@ -85,8 +99,10 @@ class Oracle:
         prompts = (pair.corrupted, pair.clean) if direction == "denoising" else (pair.clean, pair.corrupted)
         self.model, self.pair, self.prompt, self.patterns = model, pair, prompts[0], {}
         self.layers = model.config.num_hidden_layers
-        with literal_attention(model, held=self.patterns, forced={}):
-            self.base = record(model, prompts[0])
+        self.base = record(model, prompts[0])
+        if model.config.model_type not in OWN_ATTENTION:  # which would run without the mask that it is not given
+            with literal_attention(model, held=self.patterns, forced={}):
+                model(torch.tensor([prompts[0]]))
         self.given = record(model, prompts[1])
 
     @torch.no_grad()
@@ -130,7 +146,13 @@ class Oracle:
 
     def difference(self, given, sites):
         logits = patched_logits(self.model, self.prompt, given, sites)
-        return float(logits[self.pair.answer[0]] - logits[self.pair.foil[0]])
+        return float(logits[list(self.pair.right)].sum() - logits[list(self.pair.wrong)].sum())
+
+
+def with_sets(pair):
+    """The pair with four right answers and two wrong ones, its own among them."""
+    others = [token for token in range(VOCABULARY) if token not in (pair.answer[0], pair.foil[0])]
+    return replace(pair, answer_set=(pair.answer[0], *others[:3]), foil_set=(pair.foil[0], others[-1]))
 
 
 def slope(function):
@@ -147,10 +169,19 @@ def exact_effects(model, pairs, *, direction, **settings):
 
 @pytest.mark.parametrize("number", range(len(FAMILIES)), ids=FAMILIES)
 def test_estimates_and_ranks_equal_difference_quotients(number):
-    """Of every component some lines, which together have all layers, corrections, directions and kinds of positions."""
+    """Of every component some lines, which together have all layers, corrections, directions and kinds of positions.
+
+    Every other family is asked for a set of right answers and a set of wrong ones.
+    """
     model, pair = double_model(FAMILIES[number], 0), random_pair("p", 5, seed=number, subject=(1, 2))
+    if number % 2:
+        pair = with_sets(pair)
     generator = np.random.default_rng(number)
     for turn, corrections in enumerate(EVERY_CORRECTION):
+        if "softmax" in corrections and FAMILIES[number] in OWN_ATTENTION:
+            with pytest.raises(ArchitectureError, match="do without the softmax correction"):
+                attribute(model, [pair], corrections=corrections)
+            continue
         direction, positions = DIRECTIONS[(turn + number) % 2], POSITIONS[(turn + number) % 3]
         settings = {"components": COMPONENTS, "direction": direction, "positions": positions}
         table, oracle = attribute(model, [pair], corrections=corrections, **settings), Oracle(model, pair, direction)
@@ -331,6 +362,17 @@ def test_settings_out_of_range_are_one_sentence(model, pairs, arguments, message
     with pytest.raises(PatchingError, match=message) as error:
         attribute(model, pairs, **arguments)
     assert "\n" not in str(error.value)
+
+
+def test_a_screen_of_everything_is_the_sweep_for_sets_of_answers_too(model, pairs):
+    """Beside pairs of one answer, so that rows of tokens are filled up."""
+    pairs = [with_sets(pairs[0]), *pairs[1:]]
+    table, exact = screen_and_verify(model, pairs, share=1), sweep(model, pairs)
+    np.testing.assert_allclose(table["logit_difference"], exact["logit_difference"], rtol=0, atol=1e-4)
+    runs = measure_runs(model, pairs, metrics=("logit_difference",)).set_index(["run", "pair"])["logit_difference"]
+    base = attribute(model, pairs).assign(base=lambda t: t["logit_difference"] - t["effect"]).groupby("pair")["base"]
+    for pair in pairs:
+        assert base.mean()[pair.pair_id] == pytest.approx(runs["corrupted", pair.pair_id], abs=1e-4)
 
 
 @pytest.mark.parametrize("share", [0, 1.01])

@@ -219,7 +219,10 @@ def untrained(seed: int):
 
 def test_an_untrained_model_taken_for_the_fine_tuned_one_supports_nothing():
     """Half of all pairs pass the rule by luck and recover tidily: only the question whether it knows tells."""
-    model, settings = untrained(1), Patching(("mlp_out",), ("denoising",), untrained_networks=2, row_budget=4096)
+    model, settings = (
+        untrained(1),
+        Patching("STR", "logit_difference", ("mlp_out",), ("denoising",), 1, untrained_networks=2, row_budget=4096),
+    )
     selection = select_pairs(model, word_tokenizer(), guessed_items(120), settings=ITEMS)
     parts = [measure_tuned(model, selection, settings=settings, all_metrics=False)]
     parts.append(measure_nulls(model, untrained(2), selection, settings=settings, seed=0))

@@ -25,7 +25,7 @@ from helpers.models import untrained_twin
 
 LAYERS, HEADS = 2, 2
 DIRECTIONS = ("denoising", "noising")
-SETTINGS = Patching(("mlp_out",), DIRECTIONS, untrained_networks=3, row_budget=64)
+SETTINGS = Patching("STR", "logit_difference", ("mlp_out",), DIRECTIONS, window=1, untrained_networks=3, row_budget=64)
 RULE = Items(0.2, None, wording=0, group="seen", max_pairs_per_kind=None, seed=0)
 DESCRIBED = ["item_id", "donor_id", "kind", "relation", "arm", "network"]
 NAMED = {

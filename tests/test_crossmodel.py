@@ -25,7 +25,7 @@ def pairs():
 def clean_difference(model, pair) -> float:
     with torch.no_grad():
         logits = patched_logits(model, pair.clean, {}, [])
-    return oracle_metrics(logits, logits, pair.answer[0], pair.foil[0])["logit_difference"]
+    return oracle_metrics(logits, logits, pair.right, pair.wrong)["logit_difference"]
 
 
 def means(effects: pd.DataFrame) -> pd.Series:

@@ -4,6 +4,7 @@ import hashlib
 import math
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -28,7 +29,9 @@ from helpers.experiment import (
     shares_known,
     strangers_of,
 )
+from helpers.metrics import with_effects
 from helpers.pairs import ROLES
+from helpers.patching import measure_runs, sweep
 
 DIRECTIONS = ("denoising", "noising")
 SUBJECTS = ("w11", "w12", "w13", "w14", "w15 w16", "w17 w18", "w21 w22 w23")
@@ -198,7 +201,7 @@ def test_an_experiment_without_pairs_ends_in_the_commonest_reason(model, changes
         select_pairs(model, word_tokenizer(), make_items(), settings=settings(**changes), phase=phase)
 
 
-PATCHING = Patching(("resid_pre", "mlp_out"), DIRECTIONS, 0, 16)
+PATCHING = Patching("STR", "logit_difference", ("resid_pre", "mlp_out"), DIRECTIONS, 1, 0, 16)
 
 
 def lines_by_hooks(oracle, model, pairs, direction) -> dict[tuple, dict]:
@@ -405,3 +408,14 @@ def test_networks_and_seeds_are_not_averaged_into_one(table):
     roles = by_role(both)
     assert len(roles) == 10 and (roles[roles["seed"] == 1]["numerator"] == 0).all()
     assert (roles[roles["seed"] == 0]["numerator"] != 0).all()
+
+
+def test_the_profile_s_window_is_what_is_patched(model, selection):
+    pairs, wide = selection.pairs[:1], replace(PATCHING, window=2)
+    effects = measure_effects(model, pairs, settings=wide, directions=("denoising",))
+    swept = sweep(model, pairs, components=PATCHING.components, window=2)
+    expected = with_effects(swept, measure_runs(model, pairs))
+    own = effects[effects["role"] != "all"]
+    assert own["numerator"].tolist() == pytest.approx(expected["numerator"].tolist(), abs=1e-6)
+    single = measure_effects(model, pairs, settings=PATCHING, directions=("denoising",))
+    assert not np.allclose(effects["numerator"], single["numerator"])

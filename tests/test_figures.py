@@ -305,7 +305,18 @@ def test_heatmaps_put_each_number_in_its_cell(closed):
     (image,) = figure.axes[0].images
     # Roles in order of appearance, layers from below; a missing cell stays empty, a large number stays itself.
     np.testing.assert_allclose(image.get_array().filled(np.nan), [[2, 0.1], [0.3, np.nan]])
-    assert image.get_clim() == (-1, 1)
+    assert image.get_clim() == (-1, 1) and not figure.axes[0].texts
+
+
+def test_annotated_heatmaps_show_their_numbers_and_names_stand_from_the_top(closed):
+    rows = [("noising", "A", 0.3), ("zero", "B", -2.5), ("denoising", "A", 0.004)]
+    table = pd.DataFrame(rows, columns=["way", "sites", "share"]).assign(gate="AND", metric="logits")
+    axes = {"x": "sites", "y": "way", "row": "metric", "column": "gate"}
+    axis = heatmaps(table, **axes, value="share", annotated=True).axes[0]
+    assert [tick.get_text() for tick in axis.get_yticklabels()] == ["denoising", "zero", "noising"]
+    # (column, row), from below: what rounds to 0 has no number, and white ink is for dark cells.
+    found = {text.get_position(): (text.get_text(), text.get_color()) for text in axis.texts}
+    assert found == {(0, 2): ("0.30", "black"), (1, 1): ("-2.50", "white")}
 
 
 def test_values_beyond_the_axis_are_triangles_at_its_edge(closed):

@@ -6,8 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from tiny import plain_pair
 
-from helpers.metrics import METRICS, MetricError, recovery_table, score, with_effects
+from helpers.metrics import METRICS, NO_TOKEN, MetricError, recovery_table, right_and_wrong, score, with_effects
 
 # Two rows over a vocabulary of three; exp(log 2) = 2, so the probabilities are 1/4, 1/2, 1/4 and 1/3 each.
 LOGITS = torch.tensor([[0.0, math.log(2), 0.0], [1.0, 1.0, 1.0]])
@@ -27,6 +28,42 @@ def test_hand_computed_scores():
     }
     for name in METRICS:
         np.testing.assert_allclose(values[name], expected[name], atol=1e-6, err_msg=name)
+
+
+def test_hand_computed_scores_of_sets():
+    """Probabilities 1/10, 2/10, 3/10, 4/10 and 2/8, 2/8, 2/8, 2/8."""
+    logits = torch.tensor([[1.0, 2, 3, 4], [2, 2, 2, 2]]).log()
+    answer = torch.tensor([[0, 2, NO_TOKEN], [3, NO_TOKEN, NO_TOKEN]])
+    foil = torch.tensor([[1, NO_TOKEN], [0, 1]])
+    values = score(logits, answer=answer, foil=foil, clean_logits=logits)
+    expected = {
+        "logit_difference": [math.log(1 * 3 / 2), -math.log(2)],
+        "log_probability": [math.log(4 / 10), math.log(1 / 4)],
+        "probability": [4 / 10, 1 / 4],
+        "rank": [1, 0],  # above 3/10 there is 4/10 alone; the tokens 0 and 2 are right, whichever is the likelier
+        "kl_divergence": [0, 0],
+    }
+    for name in METRICS:
+        np.testing.assert_allclose(values[name], expected[name], atol=1e-6, err_msg=name)
+
+
+def test_sets_of_one_token_score_as_that_token_to_the_bit():
+    answer, foil = torch.tensor([0, 2]), torch.tensor([1, 0])
+    alone = score(LOGITS, answer=answer, foil=foil, clean_logits=CLEAN)
+    filled = score(
+        LOGITS,
+        answer=torch.stack([answer, torch.full((2,), NO_TOKEN)], -1),
+        foil=foil[:, None],
+        clean_logits=CLEAN,
+    )
+    assert all(torch.equal(alone[name], filled[name]) for name in METRICS)
+
+
+def test_right_and_wrong_tokens_are_the_sets_or_else_the_first_tokens():
+    pairs = [plain_pair(answer=(5, 6), foil=(7,)), plain_pair(answer_set=(5, 9, 8), foil_set=(7, 6))]
+    right, wrong = right_and_wrong(pairs)
+    assert right.tolist() == [[5, NO_TOKEN, NO_TOKEN], [5, 9, 8]]
+    assert wrong.tolist() == [[7, NO_TOKEN], [7, 6]]
 
 
 def test_kl_is_clean_to_run_and_not_the_reverse():

@@ -7,7 +7,7 @@ import pytest
 from toy import HEADER, PARAMETERS, ROOT
 
 from helpers.notebooks import NotebookError, parameter_names, read_source
-from helpers.stages import BASE_MODEL, KNOWLEDGE, LABELS, STAGES, Stage
+from helpers.stages import BASE_MODEL, KNOWLEDGE, LABELS, STAGES, TASKS, Stage
 
 CELLS, CODE_LINES, FUNCTION_LINES = 25, 150, 10
 SHARED_FOLDERS = ("findings",)
@@ -20,6 +20,9 @@ EMBEDDED = {
     "collect": KNOWLEDGE,
     "collect_items": KNOWLEDGE,
     "read_labels": LABELS,
+    "load_words": TASKS,
+    "task_list": TASKS,
+    "task_model": BASE_MODEL + TASKS,
 }
 
 

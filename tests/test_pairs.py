@@ -1,10 +1,12 @@
 """Prompt pairs: alignment of tokens, and roles."""
 
+import copy
 import os
 from pathlib import Path
 
 import pytest
 from tiny import plain_pair
+from tokenizers.processors import TemplateProcessing
 
 from helpers.pairs import (
     ANSWER,
@@ -49,6 +51,9 @@ def test_a_pair_is_one_length():
         ({"answer": ()}, "first tokens that differ"),
         ({"roles": ("prefix", "verb", "last")}, "unknown roles verb"),
         ({"clean": (), "corrupted": (), "roles": ()}, "at least one token"),
+        ({"answer_set": (5, 9, 8, 9)}, "token 9 stands twice in its answer_set, and would count twice"),
+        ({"foil_set": (7, 7)}, "token 7 stands twice in its foil_set"),
+        ({"answer_set": (5, 7)}, "token 7 is among the right answers and the wrong ones"),
     ],
 )
 def test_a_pair_refuses(changes, message):
@@ -157,6 +162,20 @@ def test_equal_prompts_and_bad_spans_are_refused(tokenizer):
             make_pair(tokenizer, **settings, clean_subject=span, corrupted_subject=(0, 3))
     with pytest.raises(PairError, match="ends with a space"):
         make_pair(tokenizer, **{**settings, "clean": "JME denotes "}, clean_subject=(0, 3), corrupted_subject=(0, 3))
+
+
+def test_a_token_behind_the_prompt_is_refused(tokenizer):
+    """What a tokenizer puts before a prompt shifts all positions alike; behind it, the answer would be read there."""
+    ends = copy.deepcopy(tokenizer)
+    prompts = "In this report, JME denotes", "In this report, TLE denotes", "JME", "TLE"
+    for form, positions in (("<|endoftext|> $A", 7), ("$A", 6)):
+        ends.backend_tokenizer.post_processor = TemplateProcessing(single=form, special_tokens=[("<|endoftext|>", 0)])
+        assert pair_of(ends, *prompts).roles.index("subject_last") == positions - 2
+    ends.backend_tokenizer.post_processor = TemplateProcessing(
+        single="$A <|endoftext|>", special_tokens=[("<|endoftext|>", 0)]
+    )
+    with pytest.raises(PairError, match="Pair p: the tokenizer puts '<.endoftext.>' behind the prompt.* turn that off"):
+        pair_of(ends, *prompts)
 
 
 def test_answers_bring_their_space(tokenizer):

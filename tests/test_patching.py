@@ -2,6 +2,7 @@
 
 import ast
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +82,22 @@ def test_values_and_noise_equal_the_oracle(pairs, name, corruption):
         table = sweep(model, pairs, value=value, corruption=corruption, metrics=METRICS, row_budget=37, **sites)
         assert_equals_oracle(table, oracle_sweep(model, pairs, value=literal, noise=noise, **sites))
         assert (set(table["direction"]), set(table["window"]), set(table["value"])) == ({direction}, {window}, {name})
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_pairs_with_several_right_answers_equal_the_oracle(pairs, family):
+    """Sets of different sizes beside pairs of one answer, in every direction and kind of corruption."""
+    model = shared_model(family, 0)
+    tokens = [token for token in range(VOCABULARY) if token not in (*pairs[0].answer, *pairs[0].foil)]
+    sets = {"answer_set": (pairs[0].answer[0], *tokens[:20]), "foil_set": (pairs[0].foil[0], *tokens[-7:])}
+    pairs = [replace(pairs[0], **sets), pairs[1], replace(pairs[2], answer_set=(pairs[2].answer[0], 11, 12))]
+    for direction, corruption in (("denoising", None), ("noising", NOISE)):
+        noise = corruption and drawn_noise(pairs, corruption, 16)
+        sites = {"components": ("resid_pre", "head_out"), "positions": "each", "direction": direction}
+        table = sweep(model, pairs, corruption=corruption, metrics=METRICS, row_budget=37, **sites)
+        assert_equals_oracle(table, oracle_sweep(model, pairs, noise=noise, **sites))
+        runs = measure_runs(model, pairs, corruption=corruption)
+        assert_equals_oracle(runs, oracle_runs(model, pairs, noise=noise))
 
 
 def test_every_width_of_window_equals_the_oracle():

@@ -47,6 +47,12 @@ def residuals(model, seed: int, rows: int, scale: float = 3.0):
     return (scale * torch.randn(rows, 16, generator=generator)).to(model.dtype)
 
 
+def tokens_of(sets):
+    """Sets of tokens, `(pairs, tokens)`, each filled up to the longest."""
+    longest = max(len(tokens) for tokens in sets)
+    return torch.tensor([[*tokens, *[metrics.NO_TOKEN] * (longest - len(tokens))] for tokens in sets])
+
+
 def both(model, final, clean, answer, foil, pair, asked=METRICS):
     """Scores of the readout, and those of whole logits."""
     with torch.no_grad(), traceable(model) as traced:
@@ -68,7 +74,8 @@ def both(model, final, clean, answer, foil, pair, asked=METRICS):
 def test_any_chunk_of_the_vocabulary_gives_the_metrics_of_whole_logits(name, chunk, monkeypatch):
     monkeypatch.setattr(readout, "CHUNK", chunk)
     model = MODELS[name]
-    answer, foil, pair = torch.tensor([0, 59, 30]), torch.tensor([59, 4, 29]), torch.tensor([2, 0, 1, 1, 0, 2, 2])
+    answer, foil = tokens_of([[0], [59, 7, 13], [30, 0]]), tokens_of([[59, 58], [4], [29]])
+    pair = torch.tensor([2, 0, 1, 1, 0, 2, 2])
     scores, expected = both(model, residuals(model, 0, ROWS), residuals(model, 1, PAIRS), answer, foil, pair)
     # Half precision rounds whole logits to 8 bits; the readout gathers the answer's in single precision.
     tolerance = 5e-2 if "bfloat16" in name else 2e-5
@@ -85,12 +92,15 @@ def test_any_chunk_of_the_vocabulary_gives_the_metrics_of_whole_logits(name, chu
     name=st.sampled_from(["tied", "untied", "bias"]),
     chunk=st.integers(1, 70),
     seed=st.integers(0, 2**16),
-    tokens=st.lists(st.tuples(st.integers(0, 59), st.integers(0, 59)), min_size=1, max_size=4),
+    tokens=st.lists(st.permutations(range(60)), min_size=1, max_size=4),
+    sizes=st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=4, max_size=4),
     rows=st.integers(1, 6),
     asked=st.lists(st.sampled_from(METRICS), min_size=1, unique=True),
 )
-def test_any_metrics_of_any_rows_are_those_of_whole_logits(name, chunk, seed, tokens, rows, asked):
-    model, (answer, foil) = MODELS[name], torch.tensor(tokens).T
+def test_any_metrics_of_any_rows_are_those_of_whole_logits(name, chunk, seed, tokens, sizes, rows, asked):
+    model = MODELS[name]
+    answer = tokens_of([order[:right] for order, (right, _) in zip(tokens, sizes, strict=False)])
+    foil = tokens_of([order[-wrong:] for order, (_, wrong) in zip(tokens, sizes, strict=False)])
     pair = torch.randint(len(tokens), (rows,), generator=torch.Generator().manual_seed(seed))
     final, clean = residuals(model, seed, rows), residuals(model, seed + 1, len(tokens))
     with pytest.MonkeyPatch.context() as patch:
@@ -103,17 +113,18 @@ def test_any_metrics_of_any_rows_are_those_of_whole_logits(name, chunk, seed, to
 
 def test_the_divergence_of_a_clean_run_from_itself_is_nothing_and_is_never_negative():
     model = MODELS["untied"]
-    clean, token = residuals(model, 1, 40, scale=50.0), torch.zeros(40, dtype=torch.long)
+    clean, token = residuals(model, 1, 40, scale=50.0), torch.zeros(40, 1, dtype=torch.long)
     scores, _ = both(model, clean, clean, token, token + 1, torch.arange(40), ("kl_divergence",))
     assert (scores["kl_divergence"] >= 0).all() and scores["kl_divergence"].max() < 1e-4
 
 
-def test_the_answer_never_stands_above_itself(monkeypatch):
+@pytest.mark.parametrize("count", [1, 3])
+def test_no_right_answer_ever_stands_above_the_best_of_them(count, monkeypatch):
     """Its logit is computed twice, and the two roundings may differ: alone in its chunk it must still not count."""
     model = MODELS["tied bfloat16"]
     final = residuals(model, 2, 500)
     with torch.no_grad(), traceable(model) as traced:
-        best = whole_logits(model, final).argmax(-1)
+        best = whole_logits(model, final).topk(count).indices
         for chunk in (1, 13, 4096):
             monkeypatch.setattr(readout, "CHUNK", chunk)
             reference = readout.reference(traced, best, best, None, ("rank",))
@@ -126,7 +137,7 @@ def test_what_is_not_a_number_is_none_in_every_metric(metric):
     model = MODELS["untied"]
     final = residuals(model, 3, 3)
     final[1, 5] = torch.nan
-    clean, token = residuals(model, 4, 1), torch.tensor([3])
+    clean, token = residuals(model, 4, 1), torch.tensor([[3]])
     with torch.no_grad(), traceable(model) as traced:
         reference = readout.reference(traced, token, token + 1, clean, (metric,))
         value = readout.score(traced, final, torch.tensor([0, 0, 0]), reference, (metric,))[metric]
@@ -134,7 +145,7 @@ def test_what_is_not_a_number_is_none_in_every_metric(metric):
 
 
 def test_the_reference_needs_a_clean_run_for_the_divergence_only():
-    token = torch.tensor([3])
+    token = torch.tensor([[3]])
     with traceable(MODELS["tied"]) as traced:
         reference = readout.reference(traced, token, token + 1, None, ("logit_difference", "rank"))
         assert (reference.clean, reference.expected, reference.log_total) == (None, None, None)

@@ -1,5 +1,7 @@
 """What each part writes to the answer directly, and how far runs are apart: sums, and literal numbers in float64."""
 
+from dataclasses import replace
+
 import pandas as pd
 import pytest
 import torch
@@ -9,19 +11,27 @@ from torch import nn
 
 from helpers.streams import direct_attribution, run_distances
 
-FINAL_NORM = {"gpt2": "transformer.ln_f", "gpt_neox": "gpt_neox.final_layer_norm"}
+FINAL_NORM = {
+    "gpt2": "transformer.ln_f",
+    "gptj": "transformer.ln_f",
+    "gpt_neox": "gpt_neox.final_layer_norm",
+}
 PARTS = ["embedding", "attn_out", "mlp_out", "bias"]
 
 
 @pytest.fixture(scope="module")
 def pairs():
-    return [random_pair("b", 5, seed=1, subject=(2, 3)), random_pair("a", 3, seed=2), random_pair("c", 5, seed=3)]
+    """Three of two lengths, of which one has a set of right answers and a set of wrong ones."""
+    several = random_pair("c", 5, seed=3)
+    others = [token for token in range(60) if token not in (several.answer[0], several.foil[0])]
+    sets = {"answer_set": (several.answer[0], *others[:3]), "foil_set": (several.foil[0], others[-1])}
+    return [random_pair("b", 5, seed=1, subject=(2, 3)), random_pair("a", 3, seed=2), replace(several, **sets)]
 
 
 def logit_difference(model, pair, prompt="clean") -> float:
     with torch.no_grad():
         logits = patched_logits(model, getattr(pair, prompt), {}, [])
-    return float(logits[pair.answer[0]] - logits[pair.foil[0]])
+    return float(logits[list(pair.right)].sum() - logits[list(pair.wrong)].sum())
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -44,7 +54,7 @@ def direction_and_norm(model, pair, final):
     """γ · (W_r − W_r′), whether the mean is taken off, and 1/σ: in float64."""
     norm = model.get_submodule(FINAL_NORM.get(model.config.model_type, "model.norm"))
     weight = model.get_output_embeddings().weight.detach().double()
-    towards, x = weight[pair.answer[0]] - weight[pair.foil[0]], final.double()
+    towards, x = weight[list(pair.right)].sum(0) - weight[list(pair.wrong)].sum(0), final.double()
     centred = isinstance(norm, nn.LayerNorm)
     x = x - x.mean() if centred else x
     epsilon = norm.eps if centred else norm.variance_epsilon
@@ -64,17 +74,17 @@ def constant_of_attention(model, pair, layer) -> float:
     return 0.0 if bias is None else said(bias.detach(), scaled, centred, scale)
 
 
-@pytest.mark.parametrize("prompt", ["clean", "corrupted"])
+@pytest.mark.parametrize("prompt, number", [("clean", 0), ("corrupted", 0), ("clean", 2)])
 @pytest.mark.parametrize("family", ["gpt2", "neox-parallel", "llama", "qwen3-narrow-heads"])
-def test_every_contribution_equals_its_formula(pairs, family, prompt):
-    model, pair = shared_model(family, 1), pairs[0]
+def test_every_contribution_equals_its_formula(pairs, family, prompt, number):
+    model, pair = shared_model(family, 1), pairs[number]
     table = direct_attribution(model, [pair], prompt=prompt)
     run = {site: value[0, -1].detach() for site, value in record(model, getattr(pair, prompt)).items()}
     towards, scaled, centred, scale, norm = direction_and_norm(model, pair, run["resid_post", LAYERS - 1])
     blocks, head = places(model)[1], model.get_output_embeddings()
     expected = {("embedding", 0, None): said(run["resid_pre", 0], scaled, centred, scale)}
     bias = float((towards * norm.bias.detach().double()).sum()) if centred else 0.0
-    bias += 0.0 if head.bias is None else float(head.bias[pair.answer[0]] - head.bias[pair.foil[0]])
+    bias += 0.0 if head.bias is None else float(head.bias[list(pair.right)].sum() - head.bias[list(pair.wrong)].sum())
     expected["bias", 0, None] = bias
     for layer, (_, _, projection, _) in enumerate(blocks):
         matrix = projection.weight.detach()  # a Linear's is transposed; the Conv1D of GPT-2 has it as it is used
@@ -91,7 +101,8 @@ def test_every_contribution_equals_its_formula(pairs, family, prompt):
         for row in table.to_dict("records")
     }
     assert found == pytest.approx(expected, abs=2e-5)
-    assert table.columns.tolist() == ["pair", "component", "layer", "head", "contribution"]
+    assert table.columns.tolist() == ["pair", "component", "layer", "head", "contribution", "scale"]
+    assert table["scale"].tolist() == pytest.approx([float(scale)] * len(table))
     assert str(table["head"].dtype) == "Int64"
 
 
@@ -107,7 +118,7 @@ def test_an_unembedding_with_a_bias_says_it_in_the_bias(pairs):
     added = (biased - plain).rename("added").reset_index()
     for pair in pairs:
         own = added[added["pair"] == pair.pair_id].set_index("component")["added"]
-        assert own["bias"] == pytest.approx(pair.answer[0] - pair.foil[0], abs=1e-4)
+        assert own["bias"] == pytest.approx(sum(pair.right) - sum(pair.wrong), abs=1e-4)
         assert own.drop("bias").abs().max() == 0
 
 

@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from conftest import VOCABULARY, tiny_gpt2
 from transformers import (
+    GPTJConfig,
+    GPTJForCausalLM,
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
     LlamaConfig,
@@ -36,8 +38,10 @@ VARIANTS = {
         {"use_sliding_window": True, "sliding_window": 2, "max_window_layers": 1},
     ),
     "qwen3-narrow-heads": (Qwen3ForCausalLM, Qwen3Config, {"head_dim": 6}),
+    "gptj": (GPTJForCausalLM, GPTJConfig, {"n_inner": 24, "rotary_dim": 4}),
 }
 FAMILIES = ("gpt2", *VARIANTS)
+OWN_ATTENTION = ("gptj",)  # computes its attention itself, in one way only
 
 
 def tiny_model(family: str, seed: int, **settings):
@@ -45,12 +49,13 @@ def tiny_model(family: str, seed: int, **settings):
     if family == "gpt2":
         return tiny_gpt2(seed, **{"layers": LAYERS, "width": WIDTH, "heads": HEADS, **settings})
     network, configuration, own = VARIANTS[family]
+    grouped = HEADS if family == "llama" else HEADS // 2
     shape = {
         "vocab_size": VOCABULARY,
         "num_hidden_layers": LAYERS,
         "hidden_size": WIDTH,
         "num_attention_heads": HEADS,
-        **({} if family.startswith("neox") else {"num_key_value_heads": HEADS if family == "llama" else HEADS // 2}),
+        **({} if family.startswith(("neox", "gptj")) else {"num_key_value_heads": grouped}),
         "intermediate_size": 24,
         "max_position_embeddings": 16,
         "bos_token_id": 0,
@@ -62,7 +67,8 @@ def tiny_model(family: str, seed: int, **settings):
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
-            parameter.copy_(1 + 0.1 * noise if "norm" in name and name.endswith("weight") else 0.3 * noise)
+            gain = ("norm" in name or ".ln_" in name) and name.endswith("weight")
+            parameter.copy_(1 + 0.1 * noise if gain else 0.3 * noise)
     return model
 
 
