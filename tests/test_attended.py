@@ -6,8 +6,9 @@ import pytest
 import torch
 from ioi import ioi_pair, ioi_pairs
 from oracle import noise_hooks, places
-from tiny import HEADS, LAYERS, VARIANTS, shared_model, tiny_model
+from tiny import HEADS, LAYERS, OWN_ATTENTION, VARIANTS, shared_model, tiny_model
 
+from helpers.architectures import ArchitectureError
 from helpers.attended import AttendedError, attended_run, attention_shares
 from helpers.conditions import CLEAN, STR, Condition, corrupted_conditions
 from helpers.noise import GaussianNoise
@@ -118,7 +119,13 @@ def test_restoring_one_of_two_grouped_heads_leaves_the_other_its_own_values():
     assert not torch.equal(runs[0], runs[1]) and not torch.equal(runs[1], runs[2])
 
 
-@pytest.mark.parametrize("family", ["gpt2", *VARIANTS])
+@pytest.mark.parametrize("family", OWN_ATTENTION)
+def test_a_family_that_computes_its_own_attention_is_refused_with_a_sentence(family):
+    with pytest.raises(ArchitectureError, match="computes its attention itself"):
+        restored_differences(shared_model(family, 0), PAIRS[:2], [], noises=NOISES)
+
+
+@pytest.mark.parametrize("family", ["gpt2", *(family for family in VARIANTS if family not in OWN_ATTENTION)])
 def test_nothing_restored_and_clean_into_clean_change_nothing(family):
     model = shared_model(family, 0)
     table = restored_differences(model, PAIRS[:2], [], noises=NOISES)
