@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import pandas as pd
@@ -88,13 +89,18 @@ def head_scores(
     by = list(by)
     heads = _heads(effects, by)
     tables, drawn, halves, single_draws = [], [], [], []
+    times_drawn, half_weights = cache(_times_drawn), cache(_half_weights)  # groups share their pairs' resamples
     for key, group in heads.groupby(by, observed=True, dropna=False, sort=False):
         values, sites = _grid(group, dict(zip(by, key, strict=True)))
         count, draws = values.shape[:2]
-        weights = _times_drawn(count, resamples, [seed, 0])
-        by_draw, times = _means_by_draw(values, weights), _times_drawn(draws, resamples, [seed, 1])
+        weights = times_drawn(count, resamples, (seed, 0))
+        by_draw, times = _means(values, weights), times_drawn(draws, resamples, (seed, 1))
         over_pairs, over_both = by_draw.mean(1), np.einsum("rd,rdhm->rhm", times, by_draw)
-        (low, floor), (high, ceiling) = (_ends(over_both, confidence, end) for end in ("low", "high"))
+        (low, high), (floor, ceiling) = (
+            _interval(ratio(over_both), confidence),
+            _interval(over_both[..., 1], confidence),
+        )
+        prompt_low, prompt_high = _interval(ratio(over_pairs), confidence)
         means = values.mean((0, 1))
         columns = dict(zip(by, key, strict=True)) | {
             "layer": sites["layer"].to_numpy(),
@@ -102,8 +108,8 @@ def head_scores(
             "score": ratio(means),
             "low": low,
             "high": high,
-            "prompt_low": _ends(over_pairs, confidence, "low")[0],
-            "prompt_high": _ends(over_pairs, confidence, "high")[0],
+            "prompt_low": prompt_low,
+            "prompt_high": prompt_high,
             "draw_deviation": ratio(values.mean(0)).std(0, ddof=1) if draws > 1 else np.nan,
             "effect": means[:, 0],
             "pairs": count,
@@ -112,7 +118,7 @@ def head_scores(
         }
         tables.append(pd.DataFrame(columns))
         drawn.append(_finite(ratio(over_both)))
-        both = [_means_by_draw(values, half).mean(1) for half in _half_weights(count, resamples, [seed, 2])]
+        both = [_means(values.mean(1), half) for half in half_weights(count, resamples, (seed, 2))]
         halves.append(_finite(ratio(np.stack(both))))
         one_draw = _heads_by_draw(np.vstack([values.mean(0)[None], by_draw]))
         single_draws.append(np.r_[one_draw[0].mean(), (one_draw[1:] * times).sum(-1)])
@@ -230,12 +236,12 @@ def _grid(group: pd.DataFrame, key: dict) -> tuple[np.ndarray, pd.DataFrame]:
     return values, sites
 
 
-def _times_drawn(count: int, resamples: int, seed: list[int]) -> np.ndarray:
+def _times_drawn(count: int, resamples: int, seed: tuple[int, int]) -> np.ndarray:
     """The weight of each of `count` units in every resample of as many units, `(resamples, count)`."""
     return np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples) / count
 
 
-def _half_weights(count: int, resamples: int, seed: list[int]) -> tuple[np.ndarray, np.ndarray]:
+def _half_weights(count: int, resamples: int, seed: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """Weights of the units in two halves that have none in common, each resampled within itself, `(resamples, count)`.
 
     An odd unit is left out, another one every time. A single unit is no half: all weights are 0, and scores NaN.
@@ -249,8 +255,8 @@ def _half_weights(count: int, resamples: int, seed: list[int]) -> tuple[np.ndarr
     return halves[0], halves[1]
 
 
-def _means_by_draw(values: np.ndarray, pairs: np.ndarray) -> np.ndarray:
-    """Means of `(pairs, draws, heads, 2)`, weighted in every resample, `(resamples, draws, heads, 2)`."""
+def _means(values: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+    """Means over the first axis, weighted in every resample, `(resamples, …)`."""
     return (pairs @ values.reshape(len(values), -1)).reshape(len(pairs), *values.shape[1:])
 
 
@@ -259,10 +265,11 @@ def _heads_by_draw(means: np.ndarray) -> np.ndarray:
     return np.abs(signs(_finite(ratio(means)), DEVIATIONS)).sum(-1)
 
 
-def _ends(means: np.ndarray, confidence: float, end: str) -> tuple[np.ndarray, np.ndarray]:
-    """One end of the interval of every head's score, and of its mean denominator, `(heads,)` each."""
-    share = (1 - confidence) / 2 if end == "low" else (1 + confidence) / 2
-    return np.nanquantile(_finite(ratio(means)), share, axis=0), np.quantile(means[..., 1], share, axis=0)
+def _interval(values: np.ndarray, confidence: float) -> np.ndarray:
+    """Both ends of the interval of every head, `(2, heads)`, of `(resamples, heads)`."""
+    values, shares = _finite(values), ((1 - confidence) / 2, (1 + confidence) / 2)
+    # Without a NaN both say the same, one of them a head at a time.
+    return (np.nanquantile if np.isnan(values).any() else np.quantile)(values, shares, axis=0)
 
 
 def _finite(scores: np.ndarray) -> np.ndarray:
