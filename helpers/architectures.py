@@ -41,7 +41,8 @@ class Architecture:
     `embedding`, `blocks` and `final_norm` are paths from the model; `attention`, `mlp_norm` and `mlp` are paths from a
     block, and `output_projection` is a path from its attention: the (query) heads are equal slices of that
     projection's *input*, also where they share keys and values. With `own_attention` it is no choice of
-    transformers' attention interface, so that nothing can be put in its place.
+    transformers' attention interface, so that nothing can be put in its place. With `parallel_residual` every model of
+    the family lets the MLP of a block read what its attention reads; elsewhere the configuration may.
     """
 
     model_type: str
@@ -53,6 +54,7 @@ class Architecture:
     mlp: str
     final_norm: str
     own_attention: bool = False
+    parallel_residual: bool = False
 
     @property
     def head_projection(self) -> str:
@@ -107,6 +109,7 @@ ARCHITECTURES = MappingProxyType(
                 mlp="mlp",
                 final_norm="transformer.ln_f",
                 own_attention=True,
+                parallel_residual=True,
             ),
             *map(_llama_like, ("llama", "mistral", "qwen2", "qwen3")),
         )
@@ -152,7 +155,7 @@ def head_count(model: nn.Module) -> int:
 
 def has_parallel_residual(model: nn.Module) -> bool:
     """Whether the MLP of a block reads what its attention reads, and so not what attention wrote (GPT-NeoX, GPT-J)."""
-    return model.config.model_type == "gptj" or bool(getattr(model.config, "use_parallel_residual", False))
+    return architecture_of(model).parallel_residual or bool(getattr(model.config, "use_parallel_residual", False))
 
 
 @contextmanager
@@ -162,7 +165,8 @@ def attention(model: nn.Module, function: Callable) -> Iterator[None]:
     It stands in the attention interface of transformers, and is given no mask. Raises ArchitectureError for a family
     that computes its attention itself.
     """
-    if model.config.model_type in ARCHITECTURES and ARCHITECTURES[model.config.model_type].own_attention:
+    row = ARCHITECTURES.get(model.config.model_type)
+    if row and row.own_attention:
         raise ArchitectureError(
             f"{type(model).__name__} computes its attention itself, so no other can be put in its place: do without "
             "the softmax correction (helpers.attribution) and without packed texts (helpers.packing)."
