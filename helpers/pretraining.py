@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from helpers.artifacts import write_bytes, write_json
@@ -55,10 +55,16 @@ class Recipe:
     seed: int = 20250403
 
 
-def train_tokenizer(texts: list[str], vocabulary: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE like GPT-2's, trained on `texts`; end-of-text is token 0 and also pads."""
+def train_tokenizer(texts: list[str], vocabulary: int, *, cut_after: str | None = None) -> PreTrainedTokenizerFast:
+    """A byte-level BPE like GPT-2's, trained on `texts`; end-of-text is token 0 and also pads.
+
+    No token goes on after what the regular expression `cut_after` finds.
+    """
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if cut_after:
+        cut = pre_tokenizers.Split(Regex(cut_after), behavior="isolated")
+        bpe.pre_tokenizer = pre_tokenizers.Sequence([cut, bpe.pre_tokenizer])
     bpe.decoder = decoders.ByteLevel()
     bpe.post_processor = processors.ByteLevel(trim_offsets=True)
     trainer = trainers.BpeTrainer(

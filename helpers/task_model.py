@@ -17,7 +17,6 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from helpers.artifacts import write_bytes, write_json
@@ -35,10 +34,11 @@ from helpers.drafts import (
     operands,
 )
 from helpers.models import random_model, save_model
-from helpers.pretraining import END_OF_TEXT
+from helpers.pretraining import train_tokenizer
 from helpers.tasks import fill, make_task
 
 FOLDER = "task"
+CENTURY = r" ?\d\d(?=\d\d(?!\d))"  # of a year of four digits, which is cut as [century][year]
 LEADS = ("", "It was late. ", "Here is what I know. ", "This is an old story. ", "I was there too. ", "So. ")
 
 
@@ -71,25 +71,6 @@ class Recipe:
         ("list", 16, 1),
         ("counting", 4, 1),
         ("plain", 8, 1),
-    )
-
-
-def train_tokenizer(texts: list[str], vocabulary: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE like GPT-2's that cuts a year of four digits into century and year; end-of-text is token 0."""
-    bpe = Tokenizer(models.BPE())
-    years = pre_tokenizers.Split(Regex(r" ?\d\d(?=\d\d(?!\d))"), behavior="isolated")
-    bpe.pre_tokenizer = pre_tokenizers.Sequence([years, pre_tokenizers.ByteLevel(add_prefix_space=False)])
-    bpe.decoder = decoders.ByteLevel()
-    bpe.post_processor = processors.ByteLevel(trim_offsets=True)
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    bpe.train_from_iterator(
-        texts,
-        trainers.BpeTrainer(
-            vocab_size=vocabulary, special_tokens=[END_OF_TEXT], initial_alphabet=alphabet, show_progress=False
-        ),
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=bpe, eos_token=END_OF_TEXT, bos_token=END_OF_TEXT, unk_token=END_OF_TEXT, pad_token=END_OF_TEXT
     )
 
 
@@ -126,7 +107,7 @@ def tokenizer_texts(folder: Path) -> list[str]:
 
 def train(folder: Path, recipe: Recipe, *, log=print) -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast, list[dict]]:
     """Train tokenizer and task model; returns them with a record per 250 steps (step, loss, and `accuracies`)."""
-    tokenizer = train_tokenizer(tokenizer_texts(folder), recipe.vocabulary)
+    tokenizer = train_tokenizer(tokenizer_texts(folder), recipe.vocabulary, cut_after=CENTURY)
     shape = {"layers": recipe.layers, "width": recipe.width, "heads": recipe.heads, "positions": recipe.positions}
     model = random_model(len(tokenizer), **shape, seed=recipe.seed).train()
     optimiser = torch.optim.AdamW(

@@ -17,6 +17,7 @@ from helpers.drafts import (
     ioi_drafts,
     load_words,
 )
+from helpers.pretraining import train_tokenizer
 from helpers.tasks import make_task
 
 EMBEDDED = ROOT / "data" / "embedded"
@@ -41,7 +42,8 @@ def words_of(*lists):
 def tokenizer_of(name):
     """The tokenizer of the task model, trained here, or one of asked.TOKENIZERS."""
     if name == "task model":
-        return task_model.train_tokenizer(task_model.tokenizer_texts(EMBEDDED), task_model.Recipe().vocabulary)
+        texts, vocabulary = task_model.tokenizer_texts(EMBEDDED), task_model.Recipe().vocabulary
+        return train_tokenizer(texts, vocabulary, cut_after=task_model.CENTURY)
     return real_tokenizer(name)
 
 

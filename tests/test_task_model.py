@@ -14,8 +14,8 @@ from generated import EMBEDDED, drafts_of, tokenizer_of, words_of
 from helpers import task_model
 from helpers.drafts import CENTURIES, made_up_people, operands
 from helpers.models import load_model, random_model
-from helpers.pretraining import END_OF_TEXT
-from helpers.task_model import FOLDER, LEADS, Recipe, accuracies, forms, train, train_step, train_tokenizer
+from helpers.pretraining import END_OF_TEXT, train_tokenizer
+from helpers.task_model import CENTURY, FOLDER, LEADS, Recipe, accuracies, forms, train, train_step
 from helpers.tasks import make_task
 
 TINY = Recipe(
@@ -35,7 +35,7 @@ def texts():
 def trained(monkeypatch):
     """A function that trains by the recipe of TINY with changes, and gives the losses of every step too."""
     monkeypatch.setattr(task_model, "tokenizer_texts", lambda folder: [])
-    monkeypatch.setattr(task_model, "train_tokenizer", lambda texts, vocabulary: tokenizer_of("task model"))
+    monkeypatch.setattr(task_model, "train_tokenizer", lambda texts, vocabulary, cut_after: tokenizer_of("task model"))
 
     def run(*, step=train_step, **changes):
         losses, lines = [], []
@@ -74,7 +74,9 @@ def test_the_tokenizer_spells_everything_and_pads_with_its_first_token():
     for text in ("def load(self, x):\n    β\n\n    :param", "In 1734 and 17345, 173 of 12 naïve 脳波 \t never seen"):
         ids = tokenizer(text)["input_ids"]
         assert tokenizer.decode(ids) == text and 0 not in ids
-    again = [train_tokenizer(["The war lasted from 1734 to 1799."] * 9, 300).get_vocab() for _ in range(2)]
+    again = [
+        train_tokenizer(["The war lasted from 1734 to 1799."] * 9, 300, cut_after=CENTURY).get_vocab() for _ in range(2)
+    ]
     assert again[0] == again[1]
 
 
