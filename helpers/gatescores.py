@@ -32,12 +32,12 @@ def gate_scores(gates: Sequence[Gate], *, threshold: float = FOUND) -> pd.DataFr
     """
     tables = []
     for gate in gates:
-        runs, exact_runs = measure_runs(gate.model, gate.pairs, metrics=METRICS), _exact_runs(gate)
-        for way in WAYS:
-            measured, exact = _means(_measured(gate, way), runs), _means(_exact(gate, way), exact_runs)
-            table = exact.rename(columns={"numerator": "exact"}).drop(columns="denominator")
-            table = table.assign(effect=measured["numerator"], share=measured["numerator"] / measured["denominator"])
-            tables.append(table.reset_index().assign(gate=gate.name, confidence=gate.confidence, way=way))
+        runs = measure_runs(gate.model, gate.pairs, metrics=METRICS)
+        measured = _means({way: _measured(gate, way) for way in WAYS}, runs)
+        table = _means({way: _exact(gate, way) for way in WAYS}, _exact_runs(gate))
+        table = table.rename(columns={"numerator": "exact"}).drop(columns="denominator")
+        table = table.assign(effect=measured["numerator"], share=measured["numerator"] / measured["denominator"])
+        tables.append(table.reset_index().assign(gate=gate.name, confidence=gate.confidence))
     scores = pd.concat(tables, ignore_index=True)
     against = (scores["gate"] == "NEGATIVE") & (scores["sites"] == "B")
     scores["found"] = scores["share"].abs() >= threshold
@@ -145,14 +145,17 @@ def _exact_metrics(gate: Gate, values: Sequence[float]) -> pd.DataFrame:
     return pd.DataFrame({name: column[1:].numpy() for name, column in scores.items()})
 
 
-def _means(swept: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
-    """Means over pairs and draws of numerator, denominator, clean, corrupted: by metric and sites."""
-    parts = ["numerator", "denominator", "clean", "corrupted"]
+def _means(swept: Mapping[str, pd.DataFrame], runs: pd.DataFrame) -> pd.DataFrame:
+    """Means over pairs and draws of numerator, denominator, clean, corrupted: by way, metric and sites."""
+    parts, every = (
+        ["numerator", "denominator", "clean", "corrupted"],
+        pd.concat(swept, names=["way"]).reset_index("way"),
+    )
     tables = {
-        metric: with_effects(swept, runs, metric=metric).groupby("sites", sort=False)[parts].mean()
+        metric: with_effects(every, runs, metric=metric).groupby(["way", "sites"], sort=False)[parts].mean()
         for metric in METRICS
     }
-    return pd.concat(tables, names=["metric"])
+    return pd.concat(tables, names=["metric"]).swaplevel("metric", "way").loc[list(swept)]
 
 
 def _agreement(scores: pd.DataFrame) -> str:

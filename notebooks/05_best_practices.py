@@ -34,7 +34,6 @@ from helpers import comparison, gatescores, head_figures, lessons, off_distribut
 from helpers.agreement import agreement
 from helpers.artifacts import write_table, write_tables
 from helpers.choices import QUARTILES, caption, spread, with_choices
-from helpers.clap import METRICS
 from helpers.config import Paths, load_profile
 from helpers.detection import detect, found_heads, head_scores, threshold_sweep
 from helpers.drafts import ioi_drafts, load_words
@@ -54,7 +53,7 @@ from helpers.windows import joint_and_sum, peaks
 
 profile = load_profile(profile_name, overrides)
 paths, settings, statistics = Paths(profile.name), profile.tasks, vars(profile.statistics)
-output, budget = paths.data / "tasks", profile.patching.row_budget
+output, budget, metric = paths.data / "tasks", profile.patching.row_budget, profile.patching.metric
 draw = partial(save_figure, paths=paths, plumbing=profile.model.plumbing, seed=profile.statistics.seed)
 
 # %% [markdown]
@@ -122,7 +121,7 @@ table(found_heads(chosen, by=["task", "corruption", "metric"]))
 # of what the corruption takes in the mean: the score, the quartiles of the prompts, and the one that is furthest away.
 
 # %%
-found = ioi[(ioi["detected"] != 0) & (ioi["metric"] == METRICS[0])][of_head]
+found = ioi[(ioi["detected"] != 0) & (ioi["metric"] == metric)][of_head]
 table(found.merge(of_prompts)[["corruption", "layer", "head", "share", *QUARTILES, "worst"]])
 
 # %% [markdown]
@@ -132,8 +131,8 @@ table(found.merge(of_prompts)[["corruption", "layer", "head", "share", *QUARTILE
 sweep = threshold_sweep(scores).merge(chosen[by].drop_duplicates(), on=by)
 lines = head_figures.threshold_lines(sweep[sweep["task"] == "IOI"])
 display(draw("05_thresholds", lines, **made, **head_figures.THRESHOLDS))
-paragraph(lessons.thresholds(sweep[sweep["metric"] == METRICS[0]], by=["task", "corruption"]))
-paragraph(lessons.draws(chosen[chosen["metric"] == METRICS[0]], by=["task", "corruption"]))
+paragraph(lessons.thresholds(sweep[sweep["metric"] == metric], by=["task", "corruption"]))
+paragraph(lessons.draws(chosen[chosen["metric"] == metric], by=["task", "corruption"]))
 
 # %% [markdown]
 # ## Do the methods agree?
@@ -198,12 +197,12 @@ places.append((model, head_tasks[-1], ("last",)))
 options = {"settings": settings, "row_budget": budget}
 layers = pd.concat(mlp_effects(one, task, roles=own, **options) for one, task, own in places)
 published |= {task.name: task.corruptions[0].tokens for _, task, _ in places}
-tops = peaks(layers[layers["metric"] == METRICS[0]], by=BY, **statistics)
+tops = peaks(layers[layers["metric"] == metric], by=BY, **statistics)
 write_tables(output, {"layers": layers, "tops": with_choices(tops)})
 tops, mlp = tops[tops["tokens"] == tops["task"].map(published)], published_effects(layers, published)
 table(window_readings.single_layers(tops))
 of_facts = mlp[mlp["task"] == facts.name]
-at_subject = of_facts[(of_facts["role"] == "subject_last") & (of_facts["metric"] == METRICS[0])]
+at_subject = of_facts[(of_facts["role"] == "subject_last") & (of_facts["metric"] == metric)]
 made = {"inputs": [output / "layers.parquet"], "caption": f"Facts, last subject token. {caption(at_subject)}"}
 lines = window_readings.window_lines(joint_and_sum(at_subject, by=BY, **statistics))
 display(draw("05_windows", lines, **made, **window_readings.FIGURE))
