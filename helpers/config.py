@@ -159,7 +159,8 @@ class Tasks:
     `model` is the embedded `task` model, or the `base` model that is fine-tuned; `words` are lists of `tasks.yaml`;
     `facts` is `embedded`, a JSON-lines file or a dataset of the hub with its 40-hex revision. `noise` is the standard
     deviation of Gaussian noise in those of the embeddings, with `draws` of it per choice of tokens. `larger_models` are
-    asked for facts alone, each NAME@REVISION, where there is memory for them.
+    asked for facts alone, each NAME@REVISION, where there is memory for them. More than one of `processes` is for small
+    models on a processor.
     """
 
     model: Literal["task", "base"]
@@ -172,6 +173,7 @@ class Tasks:
     noise: float
     draws: int
     windows: tuple[int, ...]
+    processes: int
     seed: int
 
 

@@ -31,8 +31,9 @@ def item_tasks(model, tokenizer, items: pd.DataFrame, *, rule: Items, count: int
     """The items that a model knows, as in `known_items`; their donors are of the item's own arm."""
     selection = select_pairs(model, tokenizer, items, settings=rule)
     kept = {pair.pair_id: [pair] for pair in selection.pairs}
+    asked = items[(items["item_id"] + "/" + items["wording_id"]).isin(selection.described["pair"])]
     for donor in range(1, DONORS):
-        for _, arm in items[items["item_id"].isin(selection.described["item_id"])].groupby("arm"):
+        for _, arm in asked.groupby("arm"):
             for pair in symmetric_replacement(arm, tokenizer, seed=rule.seed + donor)[0]:
                 if pair.pair_id in kept:
                     kept[pair.pair_id].append(pair)

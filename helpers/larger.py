@@ -43,7 +43,7 @@ def fact_numbers(
         network, tokenizer = load_base(larger, paths)
         network.to(accelerator())
         task = fact_task(settings, tokenizer, paths.embedded)
-        effects = mlp_effects(network, task, roles=FACT_ROLES, settings=settings, row_budget=row_budget)
+        effects = mlp_effects(network, task, FACT_ROLES, settings=settings, row_budget=row_budget)
         published = {task.name: task.corruptions[0].tokens}
         return compared_numbers(
             model=published_name(larger),

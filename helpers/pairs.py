@@ -113,21 +113,26 @@ def make_pair(
     """
     clean_ids, clean_span = tokenise(tokenizer, pair_id, clean, clean_subject)
     corrupted_ids, corrupted_span = tokenise(tokenizer, pair_id, corrupted, corrupted_subject)
-    both = (
-        f"\n  clean     ({len(clean_ids)}): {_show(tokenizer, clean_ids)}"
-        f"\n  corrupted ({len(corrupted_ids)}): {_show(tokenizer, corrupted_ids)}"
-    )
+
+    def both() -> str:
+        return (
+            f"\n  clean     ({len(clean_ids)}): {_show(tokenizer, clean_ids)}"
+            f"\n  corrupted ({len(corrupted_ids)}): {_show(tokenizer, corrupted_ids)}"
+        )
+
     if len(clean_ids) != len(corrupted_ids):
         raise PairError(
             f"Pair {pair_id}: the clean prompt has {len(clean_ids)} tokens and the corrupted one {len(corrupted_ids)}; "
-            f"choose a corrupted subject of the same token length.{both}"
+            f"choose a corrupted subject of the same token length.{both()}"
         )
     if clean_ids == corrupted_ids:
-        raise PairError(f"Pair {pair_id}: both prompts are the same tokens; replace the subject in one of them.{both}")
+        raise PairError(
+            f"Pair {pair_id}: both prompts are the same tokens; replace the subject in one of them.{both()}"
+        )
     if clean_span != corrupted_span:
         raise PairError(
             f"Pair {pair_id}: the subject is at {token_range(clean_span)} of the clean prompt and at "
-            f"{token_range(corrupted_span)} of the corrupted one; choose a subject at the same positions.{both}"
+            f"{token_range(corrupted_span)} of the corrupted one; choose a subject at the same positions.{both()}"
         )
     answer_ids, foil_ids = answer_tokens(tokenizer, answer), answer_tokens(tokenizer, foil)
     if answer_ids and foil_ids and answer_ids[0] == foil_ids[0]:

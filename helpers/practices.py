@@ -107,7 +107,7 @@ def head_effects(
 
 
 def mlp_effects(
-    model, task: Task, *, roles: Sequence[str], settings: Settings, row_budget: int | None = None
+    model, task: Task, roles: Sequence[str], *, settings: Settings, row_budget: int | None = None
 ) -> pd.DataFrame:
     """MLP outputs in sliding windows, and the residual stream, at the tokens of each role: EFFECTS, by two METRICS.
 

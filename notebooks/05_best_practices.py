@@ -45,6 +45,7 @@ from helpers.larger import BY, fact_numbers, published_effects, window_numbers
 from helpers.measured import compared_heads, compared_numbers
 from helpers.mechanism import measure_mechanism
 from helpers.practices import FACT_ROLES, head_effects, mlp_effects, noises, stand_ins, task_list, task_model
+from helpers.processes import measure_each, pool_of
 from helpers.report import box, paragraph, save_findings, table
 from helpers.stats import recovery_intervals
 from helpers.tasks import baseline, does, make_task
@@ -55,6 +56,8 @@ profile = load_profile(profile_name, overrides)
 paths, settings, statistics = Paths(profile.name), profile.tasks, vars(profile.statistics)
 output, budget, metric = paths.data / "tasks", profile.patching.row_budget, profile.patching.metric
 draw = partial(save_figure, paths=paths, plumbing=profile.model.plumbing, seed=profile.statistics.seed)
+sweeping = {"settings": settings, "row_budget": budget}
+sweeping["pool"] = pool_of(settings.processes, warm="helpers.practices")
 
 # %% [markdown]
 # ## What can patching say at all? Four gates with known answers
@@ -99,7 +102,7 @@ paragraph(lessons.tasks(baselines, {task.name: task.refused for _, task in asked
 # tokens, in both directions. A head is detected at 2 standard deviations from the mean over heads, as in the paper.
 
 # %%
-measured = [head_effects(model, task, settings=settings, row_budget=budget) for task in head_tasks]
+measured = measure_each(head_effects, [(model, task) for task in head_tasks], **sweeping)
 effects, runs = (pd.concat(parts, ignore_index=True) for parts in zip(*measured, strict=True))
 by = ["task", "tokens", "corruption", "direction", "metric"]
 of_head = [*by, "layer", "head"]
@@ -194,8 +197,7 @@ paragraph(off_distribution.said_of_repair(mechanism["repair"], **statistics))
 # %%
 places = [(model, facts, FACT_ROLES), *((tuned, task, FACT_ROLES) for task in items)]
 places.append((model, head_tasks[-1], ("last",)))
-options = {"settings": settings, "row_budget": budget}
-layers = pd.concat(mlp_effects(one, task, roles=own, **options) for one, task, own in places)
+layers = pd.concat(measure_each(mlp_effects, places, **sweeping))
 published |= {task.name: task.corruptions[0].tokens for _, task, _ in places}
 tops = peaks(layers[layers["metric"] == metric], by=BY, **statistics)
 write_tables(output, {"layers": layers, "tops": with_choices(tops)})

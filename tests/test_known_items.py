@@ -59,10 +59,10 @@ def test_a_donor_is_of_the_item_s_own_arm():
 def test_what_the_model_does_not_know_is_counted_and_not_asked():
     pairs = [pair for task in item_tasks(MODEL, TOKENIZER, ITEMS, rule=RULE, count=9) for pair in task.pairs]
     clean = measure_runs(MODEL, pairs, metrics=("logit_difference",)).query("run == 'clean'")
-    bar = float(clean["logit_difference"].median())
+    bar = float(clean["logit_difference"].nlargest(3).iat[-1])  # two are above it
     known = item_tasks(MODEL, TOKENIZER, ITEMS, rule=replace(RULE, minimum_clean_logit_difference=bar), count=9)
     left_out = [task.refused["count"].sum() for task in known]
-    assert sum(left_out) > 0
+    assert sum(len(task.pairs) for task in known) == 2 and sum(left_out) > 0
     assert all(len(task.pairs) + out == len(PEOPLE) for task, out in zip(known, left_out, strict=True))
     with pytest.raises(ExperimentError, match="no pair is left"):
         item_tasks(MODEL, TOKENIZER, ITEMS, rule=replace(RULE, minimum_clean_logit_difference=1e6), count=9)

@@ -37,7 +37,7 @@ def test_no_larger_model_gives_no_table():
 
 
 def test_what_is_compared_is_denoised_mlps_by_the_published_tokens():
-    effects = mlp_effects(MODEL, FACTS, roles=FACT_ROLES, settings=SETTINGS)
+    effects = mlp_effects(MODEL, FACTS, FACT_ROLES, settings=SETTINGS)
     kept = published_effects(effects, {FACTS.name: "subject"})
     assert 0 < len(kept) < len(effects) and published_effects(effects, {"others": "subject"}).empty
     assert (kept[["component", "direction", "tokens"]] == ["mlp_out", "denoising", "subject"]).all(axis=None)

@@ -83,7 +83,7 @@ def test_draws_of_noise_differ_from_one_another_and_have_the_published_deviation
 
 
 def test_layers_are_swept_in_windows_for_the_published_tokens_and_alone_for_the_others():
-    effects = mlp_effects(MODEL, FACTS, roles=FACT_ROLES, settings=SETTINGS)
+    effects = mlp_effects(MODEL, FACTS, FACT_ROLES, settings=SETTINGS)
     windows = effects.groupby(["tokens", "component"])["window"].unique().map(sorted)
     assert windows["subject", "mlp_out"] == [1, 3] and windows["last subject token", "mlp_out"] == [1]
     assert set(windows.xs("resid_pre", level="component").map(tuple)) == {(1,)}
