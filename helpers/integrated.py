@@ -21,7 +21,7 @@ import torch
 from nnsight import save
 from torch import Tensor
 
-from helpers.architectures import layer_count
+from helpers.architectures import SITES, layer_count
 from helpers.live_readout import last_logits, logit_difference
 from helpers.memory import in_chunks
 from helpers.methods import PER_PAIR, MethodError, places_of
@@ -89,7 +89,8 @@ def _slopes(
     traced: Traced, tokens: Tensor, embeddings: Tensor, pairs: Sequence[PromptPair], sites: Sequence[Key]
 ) -> dict[Key, Tensor]:
     """∂LD of every row at the sites, `(rows, positions, width)` each; rows are run from `embeddings`."""
-    inner = [key for key in sites if key != EMBEDDING]
+    # Forward order: a trace cannot go back to a site that the pass has left.
+    inner = sorted((key for key in sites if key != EMBEDDING), key=lambda key: (key[1], SITES.index(key[0])))
     with torch.enable_grad():
         leaf = embeddings.detach().requires_grad_()
         with traced.trace(tokens, **forward_arguments(traced, tokens.shape[1])) as tracer:

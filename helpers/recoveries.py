@@ -25,7 +25,7 @@ from helpers.metrics import with_effects
 from helpers.noise import GaussianNoise
 from helpers.pairs import PromptPair
 from helpers.patching import measure_runs, sweep_sets
-from helpers.plans import Site, window_layers
+from helpers.plans import Site, check_sites, window_layers
 from helpers.values import OtherModel, Value
 
 UNTOUCHED = "untouched"  # the name of the set that has no site
@@ -45,8 +45,9 @@ def recoveries(
 
     `position` is "all" or a role of helpers.pairs; pairs without such a token are left out. A `window` of w layers
     around a place is patched in its own component, and is the place's. Raises MethodError when no pair has the
-    position, and as `patching.sweep_sets` does.
+    position, and PatchingError for a window below 1 and as `patching.sweep_sets` does.
     """
+    check_sites(model, components=COMPONENTS, layers=None, positions="all", window=window)
     pairs, sets = having(pairs, position), place_sets(model, position, window=window)
     return at_places(_effects(model, pairs, sets, direction=direction, metric=metric, corruption=corruption))
 

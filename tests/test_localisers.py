@@ -18,7 +18,22 @@ from helpers.recoveries import recoveries
 KEY = ["pair", *PLACE]
 PAIRS = [replace(random_pair(name, 5, seed=seed, subject=(1, 2)), foil=(50, 3)) for name, seed in (("b", 1), ("a", 2))]
 BY_NAME = {method.name: method for method in METHODS}
-NULL = {"taught": shared_model("gpt2", 0), "base": shared_model("gpt2", 1)}
+MODELS = {"taught": shared_model("gpt2", 0), "base": shared_model("gpt2", 1)}
+# Of every way to make a score, one: for these the order of the pairs is turned.
+ONE_OF_EACH = {
+    "CLAP as published",
+    "denoising MLP and attention, all positions",
+    "denoising MLP and attention, Gaussian noise, logit difference",
+    "noising residual stream, last subject token",
+    "attribution patching, dropout correction",
+    "integrated gradients",
+    "resample ablation",
+    "optimal ablation",
+    "direct logit attribution",
+    "cross-model noising, all positions",
+    "difference of models, zero ablation",
+    "random",
+}
 
 
 class Untouchable:
@@ -29,12 +44,12 @@ class Untouchable:
 
 
 def located(method, pairs=PAIRS):
-    base = NULL["base"] if method.informed else Untouchable()
-    return method.locate(Models(NULL["taught"], base), pairs)
+    base = MODELS["base"] if method.informed else Untouchable()
+    return method.locate(Models(MODELS["taught"], base), pairs)
 
 
 def test_the_table_tells_its_methods_apart():
-    assert len(BY_NAME) == len(METHODS) == 46
+    assert len(BY_NAME) == len(METHODS) == 46 and ONE_OF_EACH <= set(BY_NAME)
     assert {method.question for method in METHODS} == set(QUESTIONS)
     assert sum(method.informed for method in METHODS) == 12
     given = {method.name: set(method.given) for method in METHODS if method.given}
@@ -47,28 +62,28 @@ def test_the_table_tells_its_methods_apart():
 
 
 @pytest.mark.parametrize("name", BY_NAME)
-def test_a_method_scores_every_place_whatever_the_order_of_pairs_and_blind_ones_do_not_look(name):
+def test_a_method_scores_every_place_and_blind_ones_do_not_look(name):
     method = BY_NAME[name]
     found = located(method)
-    answer = apply(replace(method, locate=lambda models, pairs: found), Models(NULL["taught"], NULL["base"]), PAIRS)
+    answer = apply(replace(method, locate=lambda models, pairs: found), Models(**MODELS), PAIRS)
     assert place_scores(answer)["score"].notna().all()
-    turned = located(method, PAIRS[::-1])
-    keys = KEY if "pair" in found else PLACE
-    one, other = (table.set_index(keys).sort_index() for table in (found, turned))
-    pd.testing.assert_frame_equal(one, other[one.columns], rtol=1e-3, atol=1e-4)
-    assert one.filter(["numerator", "score"]).abs().to_numpy().max() > 1e-4, "something was found"
+    assert found.filter(["numerator", "score"]).abs().to_numpy().max() > 1e-4, "something was found"
+    if name in ONE_OF_EACH:
+        turned = located(method, PAIRS[::-1])
+        one, other = (table.set_index(KEY).sort_index() for table in (found, turned))
+        pd.testing.assert_frame_equal(one, other[one.columns], rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", [name for name, method in BY_NAME.items() if method.informed])
 def test_a_model_that_was_not_changed_has_nothing_written(name):
-    model = NULL["taught"]
+    model = MODELS["taught"]
     found = BY_NAME[name].locate(Models(model, copy.deepcopy(model)), PAIRS)
     assert (found["numerator" if "pair" in found else "score"].abs() < 1e-5).all()
 
 
 @pytest.mark.parametrize("direction", ["denoising", "noising"])
 def test_differences_are_the_taught_models_scores_less_the_base_models(direction):
-    taught, base = (recoveries(model, PAIRS, direction=direction).set_index(KEY) for model in NULL.values())
+    taught, base = (recoveries(model, PAIRS, direction=direction).set_index(KEY) for model in MODELS.values())
     found = located(BY_NAME[f"difference of models, {direction}"]).set_index(KEY)
     for line in (("b", "attn_out", 1), ("a", "mlp_out", 2)):
         expected = (taught["numerator"][line] - base["numerator"][line], taught["denominator"][line])
@@ -89,7 +104,7 @@ def test_a_difference_does_not_depend_on_the_order_of_a_scores_lines():
 
 @pytest.mark.parametrize("direction", ["denoising", "noising"])
 def test_attribution_multiplies_the_change_by_the_slope_at_the_base_run(direction):
-    model = copy.deepcopy(NULL["taught"])
+    model = copy.deepcopy(MODELS["taught"])
     found = attribution(direction)(model, PAIRS).set_index(KEY)
     for pair in PAIRS:
         runs = {row["run"]: row["metrics"]["logit_difference"] for row in oracle_runs(model, [pair])}
@@ -113,7 +128,7 @@ def test_attribution_multiplies_the_change_by_the_slope_at_the_base_run(directio
 
 
 def test_corrections_are_those_of_attribution():
-    model, options = NULL["taught"], {"components": COMPONENTS, "positions": "all"}
+    model, options = MODELS["taught"], {"components": COMPONENTS, "positions": "all"}
     for correction, column in (("softmax", "effect"), ("dropout", "rank_score")):
         known = attribute(model, PAIRS, corrections=(correction,), **options).set_index(KEY)[column]
         found = located(BY_NAME[f"attribution patching, {correction} correction"]).set_index(KEY)["numerator"]
@@ -122,7 +137,7 @@ def test_corrections_are_those_of_attribution():
 
 @torch.no_grad()
 def test_direct_contributions_are_read_through_the_frozen_final_norm():
-    model = NULL["taught"]
+    model = MODELS["taught"]
     norm, unembedding = model.transformer.ln_f, model.lm_head.weight
     found = direct_contributions(model, PAIRS).set_index(KEY)
     for pair in PAIRS:
@@ -138,7 +153,7 @@ def test_direct_contributions_are_read_through_the_frozen_final_norm():
 
 
 def test_the_noise_has_three_standard_deviations_of_the_embeddings():
-    model = NULL["taught"]
+    model = MODELS["taught"]
     noise = GaussianNoise(3 * model.transformer.wte.weight.detach().std().item(), seed=0)
     expected = recoveries(model, PAIRS, direction="denoising", corruption=noise)
     found = patching(direction="denoising", noised=True)(model, PAIRS)
@@ -149,10 +164,10 @@ def test_the_noise_has_three_standard_deviations_of_the_embeddings():
 
 def test_random_scores_are_spread_evenly_and_of_each_pair_and_place_alone():
     pairs = [random_pair(f"p{number}", 4, seed=number) for number in range(60)]
-    found = random_draws(NULL["taught"], pairs)
+    found = random_draws(MODELS["taught"], pairs)
     assert found["numerator"].between(0, 1).all() and (found["denominator"] == 1).all()
     assert found["numerator"].nunique() == len(found) == 60 * 2 * LAYERS
     assert found["numerator"].mean() == pytest.approx(0.5, abs=0.05)
     assert found["numerator"].var() == pytest.approx(1 / 12, rel=0.15)
-    alone = random_draws(NULL["taught"], pairs[5:6])
+    alone = random_draws(MODELS["taught"], pairs[5:6])
     pd.testing.assert_frame_equal(alone, found[found["pair"] == "p5"].reset_index(drop=True))

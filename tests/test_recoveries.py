@@ -1,7 +1,8 @@
-"""What patching a place recovers, destroys, or carries from model to model: against plain hooks, one patch at a time."""
+"""What patching a place recovers, destroys, or carries between two models: against plain hooks, one patch each."""
 
 import copy
 from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
@@ -108,14 +109,14 @@ def test_gains_at_the_last_token_sum_to_all_there_is():
     assert sums["numerator"].tolist() == pytest.approx(sums["denominator"].tolist(), abs=1e-4)
 
 
-@pytest.mark.parametrize("position", ["all", "subject_last", "last"])
-def test_what_is_carried_between_models_is_what_cross_model_patching_says(position):
-    taught, base = shared_model("gpt2", 0), shared_model("gpt2", 1)
-    effects = cross_model_effects(taught, base, PAIRS, positions="all" if position == "all" else "roles")
-    effects = effects[effects["component"].isin(COMPONENTS) & (effects["role"] == position)]
-    for direction in ("denoising", "noising"):
-        found = carried(taught, base, PAIRS, direction=direction, position=position)
-        known = effects[effects["direction"] == direction]
+@pytest.mark.parametrize("positions, roles", [("all", ["all"]), ("roles", ["subject_last", "last"])])
+def test_what_is_carried_between_models_is_what_cross_model_patching_says(positions, roles):
+    taught, base, pairs = shared_model("gpt2", 0), shared_model("gpt2", 1), PAIRS[1:]
+    effects = cross_model_effects(taught, base, pairs, positions=positions)
+    effects = effects[effects["component"].isin(COMPONENTS)]
+    for direction, position in product(("denoising", "noising"), roles):
+        found = carried(taught, base, pairs, direction=direction, position=position)
+        known = effects[(effects["direction"] == direction) & (effects["role"] == position)]
         expected = {
             (row.pair, row.component, row.layer): (row.numerator, row.denominator) for row in known.itertuples()
         }
@@ -123,7 +124,7 @@ def test_what_is_carried_between_models_is_what_cross_model_patching_says(positi
 
 
 @pytest.mark.parametrize("direction", ["denoising", "noising"])
-@pytest.mark.parametrize("component, changed", [("mlp_out", 1), ("attn_out", 2)])
+@pytest.mark.parametrize("component, changed", [("mlp_out", 1), ("attn_out", 1)])
 def test_one_changed_place_carries_all_and_what_lies_below_it_nothing(direction, component, changed):
     base = shared_model("gpt2", 0)
     taught = copy.deepcopy(base)
@@ -143,9 +144,8 @@ def test_one_changed_place_carries_all_and_what_lies_below_it_nothing(direction,
         found = carried(taught, base, PAIRS, direction=direction, position=position)
         order = found["layer"] * 2 + (found["component"] == "mlp_out")
         assert (found.loc[order < own, "numerator"] == 0).all()
-        if changed < LAYERS - 1:
-            at = found[order == own]
-            assert ((at["numerator"] / at["denominator"] - 1).abs() > 0.05).any()
+        at = found[order == own]
+        assert ((at["numerator"] / at["denominator"] - 1).abs() > 0.05).any()
 
 
 def test_two_changed_places_leave_the_answer_open():
