@@ -179,7 +179,7 @@ def _ablated(traced: Traced, chunk: _Chunk, places: Sequence[Place], vectors: Te
     own = {layer: [number for number, place in enumerate(places) if place.layer == layer] for layer in range(layers)}
     with traced.trace(chunk.tokens, **forward_arguments(traced, chunk.tokens.shape[1])) as tracer:
         for layer in range(layers):
-            before = (own[layer][0]) * count
+            before = own[layer][0] * count  # rows of the places in earlier blocks
             arriving = chunk.streams[layer].repeat(len(own[layer]), 1, 1)
             stream = read(traced, "resid_pre", layer)
             write(traced, "resid_pre", layer, torch.cat([stream[:before], arriving]))

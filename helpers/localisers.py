@@ -11,8 +11,10 @@ with a patch between two answers.
 
 `given` are the kinds of plant that a method cannot miss. Where one block was changed, cross-model patching at all
 positions recovers exactly 0 below it and exactly 1 at the changed place, by algebra. At the last subject token, and at
-the last one, only the zeros below are given: what the changed place carries there is a finding. With two blocks changed
-the zeros below the lower one are given too, and nothing else. The norm of the change is 0 wherever nothing was written.
+the last one, only the zeros below are given: what the changed place carries there is a finding, but for the last block,
+of which the last token alone is read, so that a change of its MLP carries 1 there and 0 at the subject. With two blocks
+changed the zeros below the lower one are given, and nothing else: neither has to carry all, and what lies between them
+carries something. The norm of the change is 0 wherever nothing was written.
 """
 
 from __future__ import annotations

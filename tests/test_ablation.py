@@ -79,6 +79,15 @@ def test_optimal_constants_start_at_the_mean_and_cost_what_plain_hooks_say():
     assert (found.objective < 0.9 * found.start).sum() >= 4, "and mostly better"
 
 
+def test_steps_that_go_astray_leave_the_mean():
+    model = shared_model("gpt2", 0)
+    start, found = optimal_constants(model, PAIRS, steps=0), optimal_constants(model, PAIRS, steps=2, step_size=1e3)
+    astray = found.objective == found.start
+    assert astray.any() and (found.objective <= found.start).all()
+    assert torch.allclose(found.vectors[astray], start.vectors[astray])
+    assert torch.allclose(found.ablated[astray], start.ablated[astray], atol=1e-5)
+
+
 def test_what_optimal_ablation_takes_is_told_per_pair():
     model = shared_model("gpt2", 0)
     found, constants = optimal_ablations(model, PAIRS), optimal_constants(model, PAIRS)

@@ -148,6 +148,19 @@ def test_one_changed_place_carries_all_and_what_lies_below_it_nothing(direction,
         assert ((at["numerator"] / at["denominator"] - 1).abs() > 0.05).any()
 
 
+def test_of_the_last_block_the_last_token_alone_is_read():
+    base = shared_model("gpt2", 0)
+    taught = copy.deepcopy(base)
+    with torch.no_grad():
+        for parameter in taught.transformer.h[LAYERS - 1].mlp.parameters():
+            parameter.mul_(-1.5)
+    at_last = carried(taught, base, PAIRS, direction="denoising", position="last")
+    own = (at_last["layer"] == LAYERS - 1) & (at_last["component"] == "mlp_out")
+    found, whole = at_last.loc[own, "numerator"].to_numpy(), at_last.loc[own, "denominator"].to_numpy()
+    assert found == pytest.approx(whole, abs=1e-4) and (at_last.loc[~own, "numerator"] == 0).all()
+    assert (carried(taught, base, PAIRS, direction="denoising", position="subject_last")["numerator"] == 0).all()
+
+
 def test_two_changed_places_leave_the_answer_open():
     # Below the lower one nothing differs, but no place has to carry all: it can be missed, so it is not given.
     base = shared_model("gpt2", 0)
