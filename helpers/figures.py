@@ -127,6 +127,8 @@ def _draw(name: str, paths: Paths, sidecar: dict) -> None:
     table = pd.read_csv(paths.figures / f"{name}.csv", keep_default_na=True)
     os.environ.setdefault("SOURCE_DATE_EPOCH", "0")
     with _drawn(table, sidecar) as figure:
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # all formats have the layout that was found once
         for suffix, metadata in UNDATED.items():
             buffer = io.BytesIO()
             figure.savefig(buffer, format=suffix, metadata=metadata, **TRIMMED)

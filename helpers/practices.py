@@ -117,12 +117,12 @@ def mlp_effects(
     tables = []
     for corruption in task.corruptions:
         first = corruption is task.corruptions[0]
-        sweeps = [("mlp_out", settings.windows if first else (1,), "denoising"), ("resid_pre", (1,), "denoising")]
-        sweeps += [("mlp_out", (1,), "noising"), ("resid_pre", (1,), "noising")] if first else []
+        both, (mlp, stream) = ("mlp_out", "resid_pre"), (("mlp_out",), ("resid_pre",))
+        sweeps = [(mlp, settings.windows, "denoising"), (stream, (1,), "denoising"), (both, (1,), "noising")]
         for name, pairs, noise in corrupted_pairs(model, corruption, settings):
-            for component, windows, direction in sweeps:
+            for components, windows, direction in sweeps if first else [(both, (1,), "denoising")]:
                 measured = measure_windows(
-                    model, pairs, components=[component], roles=roles, windows=windows, corruptions=[noise],
+                    model, pairs, components=components, roles=roles, windows=windows, corruptions=[noise],
                     directions=[direction], metrics=METRICS[:2], row_budget=row_budget,
                 )  # fmt: skip
                 tables.append(_drawn(measured).assign(task=task.name, tokens=corruption.tokens, corruption=name))
