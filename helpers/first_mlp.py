@@ -111,8 +111,8 @@ def subject_alone(scores: pd.DataFrame, *, everywhere: str, subject: str) -> Ans
     table = pd.DataFrame(lines)
     first, planted = table["ratio"]
     sentence = (
-        f"The subject's last token alone keeps {first:.2f} of what MLP 0 recovers at all positions, and {planted:.2f} of "
-        "what the planted place does."
+        f"The subject's last token alone keeps {first:.2f} of what MLP 0 recovers at all positions, and {planted:.2f} "
+        "of what the planted place does."
     )
     return Answer(table, sentence)
 

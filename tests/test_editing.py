@@ -45,7 +45,7 @@ ITEMS = pd.DataFrame(
         for name, template in TEMPLATES.items()
     ]
 )
-WRITING = Writing("mlp", 1, steps=30, batch_size=6, learning_rate=1e-2, warmup_steps=2)
+WRITING = Writing("all", steps=60, batch_size=6, learning_rate=1e-2, warmup_steps=2)
 
 
 def tiny(tokenizer):
@@ -148,7 +148,7 @@ def test_fine_tuning_is_graded_as_by_hand_and_leaves_the_model_as_it_was(items, 
         assert found.loc[number, "paraphrase"] == pytest.approx(np.mean((end - start) / (1 - start)))
     damage = answered(model, others)[1].mean() - answered(slow, others)[1].mean()
     assert found["damage"].tolist() == [pytest.approx(damage)] * 2
-    assert found["rewrite"].min() > 0.05, "thirty steps move a model of two blocks"
+    assert found["rewrite"].min() > 0.05, "sixty steps move a model of two blocks"
 
 
 def test_a_failed_edit_leaves_the_model_as_it_was(items, tokenizer):

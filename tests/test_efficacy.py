@@ -110,7 +110,7 @@ def test_a_summary_by_hand():
     assert found["rewrite"].to_dict() == pytest.approx(
         {("definitional", 0): 0.6, ("definitional", 1): 0.1, ("associative", 0): 0.1, ("associative", 1): 0.0}
     )
-    assert found["n"].tolist() == [1, 1, 2, 2]
+    assert found["n"].tolist() == [1, 2, 1, 2]
 
 
 def test_edits_go_on_where_they_stopped_and_leave_the_plants_as_they_were(tokenizer, tmp_path, monkeypatch):

@@ -77,7 +77,7 @@ def test_the_subject_alone_by_hand():
     assert table.loc["MLP 0"].tolist() == pytest.approx([0.7, 0.35, 0.5, 4])
     assert table.loc["planted", ["all", "subject_last"]].tolist() == pytest.approx([0.7, (0.35 + 3 * 0.07) / 4])
     assert table.loc["planted", "ratio"] == pytest.approx(0.2)
-    assert "keeps 0.50" in found.sentence and "0.20 of" in found.sentence
+    assert "keeps 0.50" in found.sentence and "and 0.20 of" in found.sentence
 
 
 def test_repairs_by_hand():
