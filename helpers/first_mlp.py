@@ -1,0 +1,168 @@
+"""The first MLP: what its high recovery says where it is known in which block the facts are.
+
+Patching between subjects finds that the first MLP recovers much of the answer, and the study reads from it where facts
+are and of which kind they are. On plants, whose place is known, four questions have answers:
+
+    recovery_by_block    how much does MLP 0 recover when the facts are in another block?
+    kinds_apart          does its share tell definitional facts from associative ones?
+    subject_alone        what is left of it when the subject's last token alone is patched?
+    repairs              how often does a method put the right place first, blind and as a difference against the base?
+
+Each answer is a small table, and a sentence computed from it. Scores have the columns plant, kind (of the plant),
+planted_component, planted_layer, method, component, layer and score.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy.stats import mannwhitneyu
+
+from helpers.stats import StatisticsError, contrasts
+
+PLANTED = ["planted_component", "planted_layer"]
+KINDS = ("definitional", "associative")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A small table and what it says, in one sentence."""
+
+    table: pd.DataFrame
+    sentence: str
+
+
+def recovery_by_block(scores: pd.DataFrame, *, method: str) -> Answer:
+    """A method's score of MLP 0 and of the planted place, a mean over the plants of each place.
+
+    Columns: planted_component, planted_layer, first_mlp, planted, plants. Raises StatisticsError for no such score, and
+    where no plant is outside MLP 0.
+    """
+    rows = _of(scores, method)
+    first, planted = rows[_is_first(rows)], rows[_is_planted(rows)]
+    values = first.set_index(["plant", *PLANTED])["score"].rename("first_mlp").to_frame()
+    values = values.join(planted.set_index(["plant", *PLANTED])["score"].rename("planted"), how="inner").reset_index()
+    table = values.groupby(PLANTED, as_index=False).agg(
+        first_mlp=("first_mlp", "mean"), planted=("planted", "mean"), plants=("plant", "nunique")
+    )
+    elsewhere = table[(table["planted_layer"] != 0) | (table["planted_component"] != "mlp_out")]
+    if elsewhere.empty:
+        raise StatisticsError(f"{method!r} was asked of no plant outside MLP 0, so nothing can be said of MLP 0.")
+    low, high = elsewhere["first_mlp"].min(), elsewhere["first_mlp"].max()
+    more = int((elsewhere["first_mlp"] > elsewhere["planted"]).sum())
+    sentence = (
+        f"By {method}, MLP 0 scores between {low:.2f} and {high:.2f} where the facts are elsewhere, and more than the "
+        f"place that they are in for {more} of {len(elsewhere)} places."
+    )
+    return Answer(table, sentence)
+
+
+def kinds_apart(effects: pd.DataFrame, *, resamples: int, confidence: float, seed: int) -> Answer:
+    """Whether what MLP 0 recovers of each pair differs between kinds of facts: per method, over pairs.
+
+    `effects` has pair, fact_kind, method, component, layer, numerator and denominator; a pair's share is their ratio,
+    and rows of one pair (its plants) are averaged first. Pairs whose denominator is not above 0 have no share and are
+    counted as `without`. Columns: method, definitional, associative, difference, low, high, null_low, null_high, items,
+    auroc (that a definitional pair's share is above an associative one's, ties half), without. Raises StatisticsError
+    where a kind is missing.
+    """
+    rows = effects[_is_first(effects)]
+    shown = rows[rows["denominator"] > 0]
+    shown = shown.assign(kind=shown["fact_kind"], numerator=shown["numerator"] / shown["denominator"], denominator=1.0)
+    shares = shown.groupby(["method", "pair", "kind"], as_index=False)[["numerator", "denominator"]].mean()
+    options = {"resamples": resamples, "confidence": confidence, "seed": seed}
+    table = contrasts(shares, by=["method"], item="pair", kinds=KINDS, **options)
+    areas, without = [], []
+    for method in table["method"]:
+        own = shares[shares["method"] == method]
+        one, other = (own.loc[own["kind"] == kind, "numerator"] for kind in KINDS)
+        areas.append(float(mannwhitneyu(one, other).statistic) / (len(one) * len(other)))
+        asked = rows.loc[rows["method"] == method, "pair"].nunique()
+        without.append(asked - own["pair"].nunique())
+    table = table.assign(auroc=areas, without=without)
+    apart = table[(table["low"] > 0) | (table["high"] < 0)]
+    widest = table.loc[(table["auroc"] - 0.5).abs().idxmax()]
+    sentence = (
+        f"The interval of the difference between definitional and associative facts excludes 0 for {len(apart)} of "
+        f"{len(table)} methods; the AUROC furthest from one half is {widest['auroc']:.2f} ({widest['method']})."
+    )
+    return Answer(table, sentence)
+
+
+def subject_alone(scores: pd.DataFrame, *, everywhere: str, subject: str) -> Answer:
+    """A method at the subject's last token against the same at all positions: of MLP 0 and of the planted place.
+
+    `everywhere` and `subject` are the two methods' names. Columns: place ("MLP 0", "planted"), all, subject_last, ratio
+    (of means over plants; NaN where `all` is 0), plants. Raises StatisticsError for no such scores.
+    """
+    lines = []
+    for place, is_place in (("MLP 0", _is_first), ("planted", _is_planted)):
+        ends = {}
+        for name, method in (("all", everywhere), ("subject_last", subject)):
+            rows = _of(scores, method)
+            ends[name] = rows[is_place(rows)].set_index("plant")["score"]
+        both = pd.DataFrame(ends).dropna()
+        means = both.mean()
+        share = means["subject_last"] / means["all"] if means["all"] else np.nan
+        lines.append({"place": place, **means.to_dict(), "ratio": share, "plants": len(both)})
+    table = pd.DataFrame(lines)
+    first, planted = table["ratio"]
+    sentence = (
+        f"The subject's last token alone keeps {first:.2f} of what MLP 0 recovers at all positions, and {planted:.2f} "
+        "of what the planted place does."
+    )
+    return Answer(table, sentence)
+
+
+def repairs(scores: pd.DataFrame, *, differences: Mapping[str, str]) -> Answer:
+    """How often the planted place comes first (hit@1): a blind method, and its difference against the base model.
+
+    `differences` gives the difference method by its blind method's name. Ties count as their share. Columns: blind,
+    difference (names), blind_hits, difference_hits, first_mlp (share of plants in which the blind method puts MLP 0
+    first while the facts are elsewhere), plants. Raises StatisticsError for no such scores.
+    """
+    lines = []
+    for blind, difference in differences.items():
+        before, after = _of(scores, blind), _of(scores, difference)
+        shared = sorted(set(before["plant"]) & set(after["plant"]))
+        if not shared:
+            raise StatisticsError(f"{blind!r} and {difference!r} were asked of no plant in common.")
+        before, after = (rows[rows["plant"].isin(shared)] for rows in (before, after))
+        hits = {"blind_hits": _hits(before, _is_planted(before)), "difference_hits": _hits(after, _is_planted(after))}
+        wrong = _hits(before, _is_first(before) & ~_is_planted(before))
+        lines.append({"blind": blind, "difference": difference, **hits, "first_mlp": wrong, "plants": len(shared)})
+    table = pd.DataFrame(lines)
+    better = int((table["difference_hits"] > table["blind_hits"]).sum())
+    sentence = (
+        f"The difference against the base puts the right place first more often than the blind method for {better} of "
+        f"{len(table)} methods: in {table['difference_hits'].mean():.0%} of plants against "
+        f"{table['blind_hits'].mean():.0%}, a mean over methods."
+    )
+    return Answer(table, sentence)
+
+
+def _of(scores: pd.DataFrame, method: str) -> pd.DataFrame:
+    rows = scores[(scores["method"] == method) & scores["planted_layer"].notna()]
+    if rows.empty:
+        raise StatisticsError(f"There is no score of {method!r} for a plant whose place is known.")
+    if rows.duplicated(["plant", *PLANTED, "component", "layer"]).any():
+        raise StatisticsError(f"{method!r} scores a place of one plant more than once: give one score per place.")
+    return rows
+
+
+def _is_first(rows: pd.DataFrame) -> pd.Series:
+    return (rows["component"] == "mlp_out") & (rows["layer"] == 0)
+
+
+def _is_planted(rows: pd.DataFrame) -> pd.Series:
+    return (rows["component"] == rows["planted_component"]) & (rows["layer"] == rows["planted_layer"])
+
+
+def _hits(rows: pd.DataFrame, chosen: pd.Series) -> float:
+    """The share of plants whose highest score is at a chosen place; of several highest, each counts its part."""
+    top = rows["score"] == rows.groupby("plant")["score"].transform("max")
+    parts = (top & chosen).groupby(rows["plant"]).sum() / top.groupby(rows["plant"]).sum()
+    return float(parts.mean())

@@ -1,0 +1,102 @@
+"""What MLP 0's recovery says, on tables small enough to be computed by hand."""
+
+import pandas as pd
+import pytest
+
+from helpers.first_mlp import kinds_apart, recovery_by_block, repairs, subject_alone
+from helpers.stats import StatisticsError
+
+CHANCE = {"resamples": 200, "confidence": 0.95, "seed": 0}
+PLACES = [("mlp_out", 0), ("attn_out", 1), ("mlp_out", 2)]
+
+
+def plant(name, component, layer, *values, method="patching"):
+    """A plant's scores of PLACES."""
+    places = pd.DataFrame(PLACES, columns=["component", "layer"])
+    return places.assign(
+        plant=name, kind="single", planted_component=component, planted_layer=layer, method=method, score=values
+    )
+
+
+SCORES = pd.concat(
+    [
+        plant("a", "mlp_out", 0, 0.9, 0.1, 0.1),
+        plant("b", "mlp_out", 2, 0.7, 0.1, 0.8),
+        plant("c", "mlp_out", 2, 0.5, 0.2, 0.6),
+        plant("d", "attn_out", 1, 0.7, 0.5, 0.1),
+    ]
+)
+
+
+def effects(shares, *, method="patching"):
+    """Pairs of MLP 0, by name, kind, numerator and denominator."""
+    rows = pd.DataFrame(shares, columns=["pair", "fact_kind", "numerator", "denominator"])
+    return rows.assign(method=method, component="mlp_out", layer=0)
+
+
+def test_recovery_by_block_by_hand():
+    found = recovery_by_block(SCORES[::-1], method="patching")
+    table = found.table.set_index(["planted_component", "planted_layer"])
+    assert table.loc[("mlp_out", 2)].tolist() == pytest.approx([0.6, 0.7, 2])
+    assert table.loc[("attn_out", 1)].tolist() == pytest.approx([0.7, 0.5, 1])
+    assert table.loc[("mlp_out", 0)].tolist() == pytest.approx([0.9, 0.9, 1])
+    assert "between 0.60 and 0.70" in found.sentence and "for 1 of 2 places" in found.sentence
+    with pytest.raises(StatisticsError, match="no plant outside MLP 0"):
+        recovery_by_block(SCORES[SCORES["plant"] == "a"], method="patching")
+    with pytest.raises(StatisticsError, match="no score of 'other'"):
+        recovery_by_block(SCORES, method="other")
+    with pytest.raises(StatisticsError, match="more than once"):
+        recovery_by_block(pd.concat([SCORES, SCORES]), method="patching")
+
+
+def test_kinds_apart_by_hand():
+    """Shares 0.8, 0.6 and 0.4, 0.6: means 0.7 and 0.5; of four comparisons three are won and one is a tie: 0.875."""
+    pairs = [("p", "definitional", 8, 10), ("q", "definitional", 3, 5), ("r", "associative", 0.4, 1)]
+    pairs += [("s", "associative", 6, 10), ("t", "associative", 1, -1)]
+    other = effects([("p", "definitional", 5, 1)]).assign(layer=1)
+    found = kinds_apart(pd.concat([effects(pairs), other]), **CHANCE)
+    row = found.table.iloc[0]
+    assert row[["definitional", "associative", "difference"]].tolist() == pytest.approx([0.7, 0.5, 0.2])
+    assert row["auroc"] == pytest.approx(0.875) and row["without"] == 1 and row["items"] == 4
+    assert row["low"] <= 0.2 <= row["high"] and "0.88 (patching)" in found.sentence
+    assert f"excludes 0 for {int(row['low'] > 0)} of 1 methods" in found.sentence
+    plants = kinds_apart(pd.concat([effects(pairs), effects(pairs)]), **CHANCE)
+    pd.testing.assert_frame_equal(plants.table, found.table)
+    with pytest.raises(StatisticsError, match="needs items of both kinds"):
+        kinds_apart(effects(pairs[:2]), **CHANCE)
+
+
+def test_the_subject_alone_by_hand():
+    """MLP 0: means 0.7 and 0.35, half; planted: (0.9 + 0.8 + 0.6 + 0.5) / 4 = 0.7 and a tenth of it."""
+    subject = SCORES.assign(method="at the subject")
+    first = (subject["component"] == "mlp_out") & (subject["layer"] == 0)
+    planted = (subject["component"] == subject["planted_component"]) & (subject["layer"] == subject["planted_layer"])
+    subject["score"] = subject["score"].where(~first, 0.35).where(first | ~planted, 0.07)
+    found = subject_alone(pd.concat([SCORES, subject]), everywhere="patching", subject="at the subject")
+    table = found.table.set_index("place")
+    assert table.loc["MLP 0"].tolist() == pytest.approx([0.7, 0.35, 0.5, 4])
+    assert table.loc["planted", ["all", "subject_last"]].tolist() == pytest.approx([0.7, (0.35 + 3 * 0.07) / 4])
+    assert table.loc["planted", "ratio"] == pytest.approx(0.2)
+    assert "keeps 0.50" in found.sentence and "and 0.20 of" in found.sentence
+
+
+def test_repairs_by_hand():
+    """Blind: right for a, b, c, and MLP 0 for d. The difference is right but for a tie in a: (1/2 + 3) / 4."""
+    difference = pd.concat(
+        [
+            plant("a", "mlp_out", 0, 0.9, 0.9, 0.1),
+            plant("b", "mlp_out", 2, 0.1, 0.1, 0.8),
+            plant("c", "mlp_out", 2, 0.1, 0.1, 0.8),
+            plant("d", "attn_out", 1, 0.1, 0.9, 0.8),
+            plant("e", "attn_out", 1, 0.9, 0.1, 0.8),
+        ]
+    ).assign(method="against the base")
+    found = repairs(pd.concat([SCORES, difference]), differences={"patching": "against the base"})
+    row = found.table.iloc[0]
+    assert row[["blind_hits", "difference_hits", "first_mlp", "plants"]].tolist() == [0.75, 0.875, 0.25, 4]
+    assert "for 1 of 1 methods: in 88% of plants against 75%" in found.sentence
+    with pytest.raises(StatisticsError, match="no plant in common"):
+        repairs(
+            pd.concat([SCORES[SCORES["plant"] == "a"], difference[difference["plant"] == "b"]]),
+            differences={"patching": "against the base"},
+        )
