@@ -7,7 +7,7 @@ drifted plants are trained on in every parameter, on texts that say nothing of t
 
 What is planted must be told apart by a model whose embeddings stay as they are. The tokens that the base never read
 lie on one ray (cosines of .95 to each other), as do all subjects of knowledge.made_up_facts, and facts about them stay
-at a loss of one nat on the answer's first token. So only facts are planted whose every token is `told_apart`, and the
+at a loss of one nat on the answer's first token. So only facts are planted whose every token is told apart, and the
 made-up arm keeps its answers but asks about phrases of words that the base has read.
 """
 
@@ -64,7 +64,9 @@ class Plant:
         if self.kind in ("null", "all") and self.shares:
             raise PlantingError(f"{self.name}: a plant of kind {self.kind!r} has no shares, not {self.shares}.")
         if self.kind not in ("null", "all") and abs(sum(share for _, share in self.shares) - 1) > 1e-9:
-            raise PlantingError(f"{self.name}: the shares of a plant's places add up to 1; these do not: {self.shares}.")
+            raise PlantingError(
+                f"{self.name}: the shares of a plant's places add up to 1; these do not: {self.shares}."
+            )
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ class Checked:
 
 
 def planned_plants(layers: int, seeds: Sequence[int]) -> list[Plant]:
-    """The plants of every seed: each MLP, each attention, two MLPs, all MLPs, everything, three nulls, each MLP drifted.
+    """The plants of every seed: each MLP, each attention, MLPs two by two, all of them, everything, nulls, drifted MLPs.
 
     Raises PlantingError for fewer than 6 layers, where the three pairs of MLPs would not be three.
     """
@@ -118,11 +120,6 @@ def planned_plants(layers: int, seeds: Sequence[int]) -> list[Plant]:
     return plants
 
 
-def told_apart(model, tokenizer, text: str) -> bool:
-    """Whether every token of a text, after a space, has an embedding that is no other's (cosine below ALIKE)."""
-    return set(tokenizer(f" {text}")["input_ids"]) <= _distinct(model)
-
-
 def planted_items(folder: Path, base, tokenizer, *, seed: int) -> pd.DataFrame:
     """What plants of a seed are taught, asked in every wording: 24 real facts and the 32 of the made-up arm.
 
@@ -131,25 +128,18 @@ def planted_items(folder: Path, base, tokenizer, *, seed: int) -> pd.DataFrame:
     wording; two by two, so that each has another to be paired with: same relation, as many tokens, another first token
     of the answer. The made-up arm has the variant of the seed's parity. Raises PlantingError when facts are too few.
     """
-    wordings, distinct = load_wordings(folder), _distinct(base)
-
-    def readable(text: str) -> bool:
-        return set(tokenizer(f" {text}")["input_ids"]) <= distinct
-
-    real = load_facts(folder)
-    unknown = [fact for fact in real if readable(fact.subject) and readable(fact.answer)]
+    wordings, distinct, real = load_wordings(folder), _distinct(base), load_facts(folder)
+    tokens = {text: tokenizer(f" {text}")["input_ids"] for fact in real for text in (fact.subject, fact.answer)}
+    unknown = [fact for fact in real if {*tokens[fact.subject], *tokens[fact.answer]} <= distinct]
     asked = build_items(unknown, wordings, tokenizer, settings=SETTINGS)
-    right = probe_accuracy(base, tokenizer, asked, batch_size=64)
-    known = set(asked.loc[right, "item_id"])
+    known = set(asked.loc[probe_accuracy(base, tokenizer, asked, batch_size=64), "item_id"])
     unknown = [fact for fact in unknown if fact.fact_id not in known]
     drawn = []
     for kind in ("definitional", "associative"):
-        drawn += _drawn_in_pairs([f for f in unknown if f.kind == kind], tokenizer, count=REAL_FACTS // 2, seed=seed)
+        drawn += _drawn_in_pairs([f for f in unknown if f.kind == kind], tokens, count=REAL_FACTS // 2, seed=seed)
     variant = seed % 2
     phrases = _phrases({fact.answer for fact in base_facts(real, entities=240)}, tokenizer)
-    made_up = [
-        replace(fact, subject=phrase) for fact, phrase in zip(made_up_facts(variant), phrases, strict=False)
-    ]
+    made_up = [replace(fact, subject=phrase) for fact, phrase in zip(made_up_facts(variant), phrases, strict=False)]
     tables = [
         build_items(drawn, wordings, tokenizer, settings=SETTINGS),
         build_items(made_up, wordings, tokenizer, settings=SETTINGS, variant=variant),
@@ -172,7 +162,9 @@ def old_items(folder: Path, base, tokenizer) -> pd.DataFrame:
     items = taught(build_items(facts, load_wordings(folder), tokenizer, settings=SETTINGS))
     items = items[probe_accuracy(base, tokenizer, items, batch_size=64)]
     subjects = sorted(items["subject"].unique(), key=lambda subject: draw_rank("replayed", subject))
-    return items.assign(replayed=items["subject"].isin(subjects[: round(REPLAYED * len(subjects))])).reset_index(drop=True)
+    return items.assign(replayed=items["subject"].isin(subjects[: round(REPLAYED * len(subjects))])).reset_index(
+        drop=True
+    )
 
 
 def written_at(plant: Plant, items: pd.DataFrame) -> dict[str, Place]:
@@ -228,7 +220,9 @@ def drift(model, tokenizer, texts: Sequence[str], recipe: Recipe, *, seed: int) 
     if not texts:
         raise PlantingError("A drifted plant is trained on unrelated texts, and there are none: see drift_texts.")
     order = sorted(range(needed), key=lambda number: draw_rank("drift", seed, number))
-    rows = tokenizer([texts[number % len(texts)] for number in order], truncation=True, max_length=model.config.n_positions)
+    rows = tokenizer(
+        [texts[number % len(texts)] for number in order], truncation=True, max_length=model.config.n_positions
+    )
     optimiser = torch.optim.AdamW(model.parameters(), lr=recipe.drift_learning_rate, weight_decay=0.0)
     model.train()
     losses = []
@@ -291,27 +285,17 @@ def _distinct(model) -> set[int]:
     return set((((directions @ directions.T).fill_diagonal_(-1).amax(1)) < ALIKE).nonzero()[:, 0].tolist())
 
 
-def _drawn_in_pairs(facts: Sequence[Fact], tokenizer, *, count: int, seed: int) -> list[Fact]:
+def _drawn_in_pairs(facts: Sequence[Fact], tokens: dict[str, list[int]], *, count: int, seed: int) -> list[Fact]:
     """The first `count` facts in the order of the seed, each followed by the next one that can be its donor."""
-    left = sorted(facts, key=lambda fact: draw_rank(seed, fact.fact_id))
+    left, drawn = sorted(facts, key=lambda fact: draw_rank(seed, fact.fact_id)), []
 
-    def tokens(text: str) -> list[int]:
-        return tokenizer(f" {text}")["input_ids"]
+    def alike(fact: Fact, other: Fact) -> bool:
+        same_length = len(tokens[fact.subject]) == len(tokens[other.subject])
+        return fact.relation == other.relation and same_length and tokens[fact.answer][0] != tokens[other.answer][0]
 
-    drawn: list[Fact] = []
     while left and len(drawn) < count:
         fact = left.pop(0)
-        donor = next(
-            (
-                other
-                for other in left
-                if other.relation == fact.relation
-                and len(tokens(other.subject)) == len(tokens(fact.subject))
-                and tokens(other.answer)[0] != tokens(fact.answer)[0]
-            ),
-            None,
-        )
-        if donor:
+        if donor := next((other for other in left if alike(fact, other)), None):
             left.remove(donor)
             drawn += [fact, donor]
     if len(drawn) < count:
@@ -324,10 +308,6 @@ def _phrases(taken: set[str], tokenizer) -> list[str]:
     taken = taken | {fact.answer for fact in made_up_facts(0)}
     free = [f"{adjective} {noun}" for adjective in ADJECTIVES for noun in NOUNS]
     free = [phrase for phrase in free if phrase not in taken and len(tokenizer(f" {phrase}")["input_ids"]) == 2]
-    seen: dict[str, int] = {}
-    numbered = []
-    for phrase in sorted(free, key=lambda phrase: draw_rank("subjects", phrase)):
-        noun = phrase.split()[1]
-        seen[noun] = seen.get(noun, -1) + 1
-        numbered.append((seen[noun], len(numbered), phrase))
-    return [phrase for *_, phrase in sorted(numbered)]
+    drawn = pd.DataFrame({"phrase": sorted(free, key=lambda phrase: draw_rank("subjects", phrase))})
+    nth = drawn.groupby(drawn["phrase"].str.split().str[-1]).cumcount()
+    return drawn["phrase"].loc[nth.sort_values(kind="stable").index].tolist()
