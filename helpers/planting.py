@@ -100,7 +100,7 @@ class Checked:
 
 
 def planned_plants(layers: int, seeds: Sequence[int]) -> list[Plant]:
-    """The plants of every seed: each MLP, each attention, MLPs two by two, all of them, everything, nulls, drifted MLPs.
+    """The plants of every seed: each MLP, each attention, two MLPs, all MLPs, everything, nulls, drifted MLPs.
 
     Raises PlantingError for fewer than 6 layers, where the three pairs of MLPs would not be three.
     """
