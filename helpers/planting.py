@@ -27,7 +27,7 @@ from helpers.config import Items
 from helpers.draws import draw_rank
 from helpers.finetune import Writing, write_knowledge
 from helpers.items import build_items
-from helpers.knowledge import ADJECTIVES, NOUNS, Fact, base_facts, load_facts, load_wordings, made_up_facts
+from helpers.knowledge import ADJECTIVES, NOUNS, Fact, Wording, base_facts, load_facts, load_wordings, made_up_facts
 from helpers.methods import Place
 from helpers.pretraining import Recipe as BaseRecipe
 from helpers.pretraining import base_texts, train_step
@@ -131,19 +131,13 @@ def planted_items(folder: Path, base, tokenizer, *, seed: int) -> pd.DataFrame:
     wordings, distinct, real = load_wordings(folder), _distinct(base), load_facts(folder)
     tokens = {text: tokenizer(f" {text}")["input_ids"] for fact in real for text in (fact.subject, fact.answer)}
     unknown = [fact for fact in real if {*tokens[fact.subject], *tokens[fact.answer]} <= distinct]
-    asked = build_items(unknown, wordings, tokenizer, settings=SETTINGS)
-    known = set(asked.loc[probe_accuracy(base, tokenizer, asked, batch_size=64), "item_id"])
-    unknown = [fact for fact in unknown if fact.fact_id not in known]
+    known = _known(base, tokenizer, build_items(unknown, wordings, tokenizer, settings=SETTINGS))["item_id"]
+    unknown = [fact for fact in unknown if fact.fact_id not in set(known)]
     drawn = []
     for kind in ("definitional", "associative"):
         drawn += _drawn_in_pairs([f for f in unknown if f.kind == kind], tokens, count=REAL_FACTS // 2, seed=seed)
-    variant = seed % 2
-    phrases = _phrases({fact.answer for fact in base_facts(real, entities=240)}, tokenizer)
-    made_up = [replace(fact, subject=phrase) for fact, phrase in zip(made_up_facts(variant), phrases, strict=False)]
-    tables = [
-        build_items(drawn, wordings, tokenizer, settings=SETTINGS),
-        build_items(made_up, wordings, tokenizer, settings=SETTINGS, variant=variant),
-    ]
+    tables = [build_items(drawn, wordings, tokenizer, settings=SETTINGS)]
+    tables.append(_made_up_items(base, tokenizer, real, wordings)[seed % 2])
     return pd.concat(tables, ignore_index=True)
 
 
@@ -160,7 +154,7 @@ def old_items(folder: Path, base, tokenizer) -> pd.DataFrame:
     real = load_facts(folder)
     facts = base_facts(real, entities=240)
     items = taught(build_items(facts, load_wordings(folder), tokenizer, settings=SETTINGS))
-    items = items[probe_accuracy(base, tokenizer, items, batch_size=64)]
+    items = _known(base, tokenizer, items)
     subjects = sorted(items["subject"].unique(), key=lambda subject: draw_rank("replayed", subject))
     return items.assign(replayed=items["subject"].isin(subjects[: round(REPLAYED * len(subjects))])).reset_index(
         drop=True
@@ -301,6 +295,24 @@ def _drawn_in_pairs(facts: Sequence[Fact], tokens: dict[str, list[int]], *, coun
     if len(drawn) < count:
         raise PlantingError(f"Of {len(facts)} facts only {len(drawn)} have a donor, and {count} are to be planted.")
     return drawn
+
+
+def _made_up_items(base, tokenizer, real: Sequence[Fact], wordings: list[Wording]) -> list[pd.DataFrame]:
+    """Both variants of the made-up arm, about phrases of which the base says neither variant's answer."""
+    phrases = _phrases({fact.answer for fact in base_facts(real, entities=240)}, tokenizer)
+    while True:
+        tables = []
+        for variant in (0, 1):
+            facts = [replace(f, subject=phrase) for f, phrase in zip(made_up_facts(variant), phrases, strict=False)]
+            tables.append(build_items(facts, wordings, tokenizer, settings=SETTINGS, variant=variant))
+        guessed = set(_known(base, tokenizer, pd.concat(tables))["subject"])
+        if not guessed:
+            return tables
+        phrases = [phrase for phrase in phrases if phrase not in guessed]
+
+
+def _known(model, tokenizer, items: pd.DataFrame) -> pd.DataFrame:
+    return items[probe_accuracy(model, tokenizer, items, batch_size=64).to_numpy()]
 
 
 def _phrases(taken: set[str], tokenizer) -> list[str]:
