@@ -267,10 +267,10 @@ def _write(model, tokenizer, new, old, place, plant: Plant, recipe: Recipe, *, o
 
 
 def _replayed(written: pd.DataFrame, known: pd.DataFrame) -> pd.DataFrame:
-    """What is replayed beside new facts: old ones and those written before, in equal number where there are any."""
+    """What is replayed beside new facts: two parts of old ones and one of those written before, if there are any."""
     if written.empty:
         return known
-    return pd.concat([known, *[written] * max(1, len(known) // len(written))], ignore_index=True)
+    return pd.concat([known, *[written] * max(1, len(known) // (2 * len(written)))], ignore_index=True)
 
 
 def _distinct(model) -> set[int]:
