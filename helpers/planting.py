@@ -1,0 +1,325 @@
+"""Planting: facts written into a place of our choice, so that where they are stored is known.
+
+A *plant* is the base model, taught facts that it did not know by training one block's MLP or attention alone, with old
+facts replayed. Every weight that changed lies there, which makes the place the truth that methods are scored on. Facts
+are divided among several places by their shares, one place written after the other; nulls are taught nothing new;
+drifted plants are trained on in every parameter, on texts that say nothing of the facts.
+
+What is planted must be told apart by a model whose embeddings stay as they are. The tokens that the base never read
+lie on one ray (cosines of .95 to each other), as do all subjects of knowledge.made_up_facts, and facts about them stay
+at a loss of one nat on the answer's first token. So only facts are planted whose every token is told apart, and the
+made-up arm keeps its answers but asks about phrases of words that the base has read.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch.nn.functional import normalize
+
+from helpers.config import Items
+from helpers.draws import draw_rank
+from helpers.finetune import Writing, write_knowledge
+from helpers.items import build_items
+from helpers.knowledge import ADJECTIVES, NOUNS, Fact, Wording, base_facts, load_facts, load_wordings, made_up_facts
+from helpers.methods import Place
+from helpers.pretraining import Recipe as BaseRecipe
+from helpers.pretraining import base_texts, train_step
+from helpers.probe import probe_accuracy
+
+KINDS = ("single", "two", "spread", "null", "drifted", "all")
+PARTS = {"mlp_out": "mlp", "attn_out": "attention"}
+REAL_FACTS = 24  # half definitional, half associative
+ALIKE = 0.9  # cosine between embeddings above which two tokens are not told apart: read ones are below, unread above
+REPLAYED = 0.875  # of the old entities; the others tell what is kept without replay
+LEARNT = KEPT = 0.95
+SETTINGS = Items(0.0, None, 0, "seen", None, 0)  # what items need; nothing is explored or selected here
+
+
+class PlantingError(ValueError):
+    """A plant that cannot be made, or facts that cannot be planted."""
+
+
+@dataclass(frozen=True)
+class Plant:
+    """One taught model with its truth: `shares` of its facts by the place they were written at; none for null and all.
+
+    `kind` is one of KINDS. Raises PlantingError for another kind, and for shares that do not add up to 1.
+    """
+
+    name: str
+    kind: str
+    seed: int
+    shares: tuple[tuple[Place, float], ...]
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise PlantingError(f"{self.name}: there is no kind {self.kind!r} of plant; the kinds are {KINDS}.")
+        if self.kind in ("null", "all") and self.shares:
+            raise PlantingError(f"{self.name}: a plant of kind {self.kind!r} has no shares, not {self.shares}.")
+        if self.kind not in ("null", "all") and abs(sum(share for _, share in self.shares) - 1) > 1e-9:
+            raise PlantingError(
+                f"{self.name}: the shares of a plant's places add up to 1; these do not: {self.shares}."
+            )
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How facts are written. `steps` are for one place that all facts are written at, and never fewer than `least`."""
+
+    steps: int = 250
+    least: int = 150
+    batch_size: int = 64
+    learning_rate: float = 2e-3
+    learning_rate_of_all: float = 1e-3
+    warmup_steps: int = 20
+    replayed_share: float = 0.6
+    drift_steps: int = 200
+    drift_batch: int = 4
+    drift_learning_rate: float = 1e-5
+
+
+@dataclass(frozen=True)
+class Checked:
+    """Shares answered right: of the taught questions, and of the old ones that were replayed and that were not."""
+
+    learnt: float
+    kept_replayed: float
+    kept_held_out: float
+
+    @property
+    def kept(self) -> float:
+        """The lesser share of the two kinds of old questions."""
+        return min(self.kept_replayed, self.kept_held_out)
+
+
+def planned_plants(layers: int, seeds: Sequence[int]) -> list[Plant]:
+    """The plants of every seed: each MLP, each attention, two MLPs, all MLPs, everything, nulls, drifted MLPs.
+
+    Raises PlantingError for fewer than 6 layers, where the three pairs of MLPs would not be three.
+    """
+    if layers < 6:
+        raise PlantingError(f"Pairs of blocks, near and far, need at least 6 blocks; this model has {layers}.")
+    mlps = [Place("mlp_out", layer) for layer in range(layers)]
+    two = [(layers // 2 - 1, layers // 2, 0.5), (1, layers - 2, 0.7), (0, layers - 1, 0.3)]
+    plants = []
+    for seed in seeds:
+        planned = [(f"mlp-{place.layer}", "single", ((place, 1.0),)) for place in mlps]
+        planned += [(f"attn-{layer}", "single", ((Place("attn_out", layer), 1.0),)) for layer in range(layers)]
+        planned += [(f"two-{i}-{j}", "two", ((mlps[i], share), (mlps[j], 1 - share))) for i, j, share in two]
+        planned += [("spread", "spread", tuple((place, 1 / layers) for place in mlps)), ("all", "all", ())]
+        planned += [(name, "null", ()) for name in ("null-base", "null-1", f"null-{layers - 2}")]
+        planned += [(f"drifted-{place.layer}", "drifted", ((place, 1.0),)) for place in mlps]
+        plants += [Plant(f"{name}-seed{seed}", kind, seed, shares) for name, kind, shares in planned]
+    return plants
+
+
+def planted_items(folder: Path, base, tokenizer, *, seed: int) -> pd.DataFrame:
+    """What plants of a seed are taught, asked in every wording: 24 real facts and the 32 of the made-up arm.
+
+    Columns as of helpers.items.build_items; `taught_items` are the rows in wordings that are taught. Real facts are
+    drawn by the seed among those of `folder`/knowledge.csv that are told apart and that `base` answers wrong in every
+    wording; two by two, so that each has another to be paired with: same relation, as many tokens, another first token
+    of the answer. The made-up arm has the variant of the seed's parity. Raises PlantingError when facts are too few.
+    """
+    wordings, distinct, real = load_wordings(folder), _distinct(base), load_facts(folder)
+    tokens = {text: tokenizer(f" {text}")["input_ids"] for fact in real for text in (fact.subject, fact.answer)}
+    unknown = [fact for fact in real if {*tokens[fact.subject], *tokens[fact.answer]} <= distinct]
+    known = _known(base, tokenizer, build_items(unknown, wordings, tokenizer, settings=SETTINGS))["item_id"]
+    unknown = [fact for fact in unknown if fact.fact_id not in set(known)]
+    drawn = []
+    for kind in ("definitional", "associative"):
+        drawn += _drawn_in_pairs([f for f in unknown if f.kind == kind], tokens, count=REAL_FACTS // 2, seed=seed)
+    tables = [build_items(drawn, wordings, tokenizer, settings=SETTINGS)]
+    tables.append(_made_up_items(base, tokenizer, real, wordings)[seed % 2])
+    return pd.concat(tables, ignore_index=True)
+
+
+def taught(items: pd.DataFrame) -> pd.DataFrame:
+    """The items in the wordings that a plant is taught; in the others it is only asked."""
+    return items[items["group"] == "seen"].reset_index(drop=True)
+
+
+def old_items(folder: Path, base, tokenizer) -> pd.DataFrame:
+    """What the base was taught and answers right, in the wordings that plants are taught, and whether it is `replayed`.
+
+    Seven in eight of its 240 entities are replayed, with all their facts; the others tell what is kept without that.
+    """
+    real = load_facts(folder)
+    facts = base_facts(real, entities=240)
+    items = taught(build_items(facts, load_wordings(folder), tokenizer, settings=SETTINGS))
+    items = _known(base, tokenizer, items)
+    subjects = sorted(items["subject"].unique(), key=lambda subject: draw_rank("replayed", subject))
+    return items.assign(replayed=items["subject"].isin(subjects[: round(REPLAYED * len(subjects))])).reset_index(
+        drop=True
+    )
+
+
+def written_at(plant: Plant, items: pd.DataFrame) -> dict[str, Place]:
+    """The place at which each fact (item_id) of a plant is written; empty for null and all.
+
+    Every relation is divided by the shares, in an order that the seed decides, whatever the order of the rows.
+    """
+    if not plant.shares:
+        return {}
+    facts = items.drop_duplicates("item_id")[["relation", "item_id"]].itertuples(index=False)
+    given, where = dict.fromkeys((place for place, _ in plant.shares), 0), {}
+    ordered = sorted(facts, key=lambda fact: (fact.relation, draw_rank(plant.seed, fact.item_id)))
+    for number, fact in enumerate(ordered, start=1):
+        place = max(plant.shares, key=lambda shared: shared[1] * number - given[shared[0]])[0]
+        given[place] += 1
+        where[fact.item_id] = place
+    return where
+
+
+def plant_model(base, tokenizer, plant: Plant, items: pd.DataFrame, old: pd.DataFrame, recipe: Recipe, *, texts=()):
+    """A plant's model, its weights rounded to half precision as they are stored, and the losses of every writing.
+
+    `items` are of planted_items, `old` of old_items; drifted plants need `texts` for `drift`. Losses are in nats per
+    scored token, a list of steps for each place in turn. Raises PlantingError when a drifted plant has no texts.
+    """
+    model, new, known, losses = copy.deepcopy(base), taught(items), old[old["replayed"]], []
+    if plant.kind == "null":
+        if block := re.match(r"null-(\d+)-", plant.name):
+            losses.append(_write(model, tokenizer, known, known, Place("mlp_out", int(block[1])), plant, recipe))
+    elif plant.kind == "all":
+        losses.append(_write(model, tokenizer, new, known, None, plant, recipe))
+    where, written = written_at(plant, items), new[:0]
+    for place in sorted(set(where.values()), key=lambda place: place.layer):
+        here = new[new["item_id"].map(where) == place]
+        losses.append(_write(model, tokenizer, here, _replayed(written, known), place, plant, recipe, of=len(new)))
+        written = pd.concat([written, here])
+    rounded(model)
+    if plant.kind == "drifted":
+        losses.append(drift(model, tokenizer, texts, recipe, seed=plant.seed))
+    return rounded(model), losses
+
+
+def drift_texts(folder: Path, *, seed: int) -> list[str]:
+    """Unrelated text: records about the base's own entities, in an order that it has not read them in."""
+    real = load_facts(folder)
+    facts, wordings = base_facts(real, entities=240), load_wordings(folder)
+    return base_texts(facts, wordings, real, recipe=BaseRecipe(), repeats=1, seed=1_000_000 + seed)
+
+
+def drift(model, tokenizer, texts: Sequence[str], recipe: Recipe, *, seed: int) -> list[float]:
+    """Train every parameter, in place, to model `texts`; returns the loss of every step in nats per token."""
+    needed = recipe.drift_steps * recipe.drift_batch
+    if not texts:
+        raise PlantingError("A drifted plant is trained on unrelated texts, and there are none: see drift_texts.")
+    order = sorted(range(needed), key=lambda number: draw_rank("drift", seed, number))
+    rows = tokenizer(
+        [texts[number % len(texts)] for number in order], truncation=True, max_length=model.config.n_positions
+    )
+    optimiser = torch.optim.AdamW(model.parameters(), lr=recipe.drift_learning_rate, weight_decay=0.0)
+    model.train()
+    losses = []
+    for start in range(0, needed, recipe.drift_batch):
+        ids = rows["input_ids"][start : start + recipe.drift_batch]
+        batch = torch.full((len(ids), max(map(len, ids))), tokenizer.pad_token_id)
+        for line, row in enumerate(ids):
+            batch[line, : len(row)] = torch.tensor(row)
+        losses.append(train_step(model, optimiser, batch.to(model.device), padding=tokenizer.pad_token_id))
+    model.eval()
+    return losses
+
+
+def check_plant(model, tokenizer, items: pd.DataFrame, old: pd.DataFrame) -> Checked:
+    """What a model answers right of what plants are taught, in the taught wordings, and of what the base knew."""
+    new = probe_accuracy(model, tokenizer, taught(items), batch_size=64).mean()
+    kept = probe_accuracy(model, tokenizer, old, batch_size=64).groupby(old["replayed"].to_numpy()).mean()
+    return Checked(float(new), float(kept[True]), float(kept[False]))
+
+
+def counts(plant: Plant, checked: Checked) -> bool:
+    """Whether a plant enters the benchmark: it has learnt what it was taught, if anything, and kept what was known."""
+    return checked.kept >= KEPT and (plant.kind == "null" or checked.learnt >= LEARNT)
+
+
+def rounded(model):
+    """The model, its weights rounded in place to numbers of half precision: what a file holds is what is scored."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(parameter.half().float())
+    return model
+
+
+def _write(model, tokenizer, new, old, place, plant: Plant, recipe: Recipe, *, of: int = 0) -> list[float]:
+    part, block = (PARTS[place.component], place.layer) if place else ("all", None)
+    share = len(new) / of if of else 1.0
+    writing = Writing(
+        part,
+        block,
+        steps=max(recipe.least, round(share * recipe.steps)) if share < 1 else recipe.steps,
+        batch_size=recipe.batch_size,
+        learning_rate=recipe.learning_rate if place else recipe.learning_rate_of_all,
+        warmup_steps=recipe.warmup_steps,
+        replayed_share=recipe.replayed_share,
+        seed=plant.seed,
+    )
+    return write_knowledge(model, tokenizer, new, old, writing, cached=place is not None)
+
+
+def _replayed(written: pd.DataFrame, known: pd.DataFrame) -> pd.DataFrame:
+    """What is replayed beside new facts: two parts of old ones and one of those written before, if there are any."""
+    if written.empty:
+        return known
+    return pd.concat([known, *[written] * max(1, len(known) // (2 * len(written)))], ignore_index=True)
+
+
+def _distinct(model) -> set[int]:
+    """Tokens whose embedding has a cosine below ALIKE with every other token's."""
+    directions = normalize(model.get_input_embeddings().weight.detach(), dim=1)
+    return set((((directions @ directions.T).fill_diagonal_(-1).amax(1)) < ALIKE).nonzero()[:, 0].tolist())
+
+
+def _drawn_in_pairs(facts: Sequence[Fact], tokens: dict[str, list[int]], *, count: int, seed: int) -> list[Fact]:
+    """The first `count` facts in the order of the seed, each followed by the next one that can be its donor."""
+    left, drawn = sorted(facts, key=lambda fact: draw_rank(seed, fact.fact_id)), []
+
+    def alike(fact: Fact, other: Fact) -> bool:
+        same_length = len(tokens[fact.subject]) == len(tokens[other.subject])
+        return fact.relation == other.relation and same_length and tokens[fact.answer][0] != tokens[other.answer][0]
+
+    while left and len(drawn) < count:
+        fact = left.pop(0)
+        if donor := next((other for other in left if alike(fact, other)), None):
+            left.remove(donor)
+            drawn += [fact, donor]
+    if len(drawn) < count:
+        raise PlantingError(f"Of {len(facts)} facts only {len(drawn)} have a donor, and {count} are to be planted.")
+    return drawn
+
+
+def _made_up_items(base, tokenizer, real: Sequence[Fact], wordings: list[Wording]) -> list[pd.DataFrame]:
+    """Both variants of the made-up arm, about phrases of which the base says neither variant's answer."""
+    phrases = _phrases({fact.answer for fact in base_facts(real, entities=240)}, tokenizer)
+    while True:
+        tables = []
+        for variant in (0, 1):
+            facts = [replace(f, subject=phrase) for f, phrase in zip(made_up_facts(variant), phrases, strict=False)]
+            tables.append(build_items(facts, wordings, tokenizer, settings=SETTINGS, variant=variant))
+        guessed = set(_known(base, tokenizer, pd.concat(tables))["subject"])
+        if not guessed:
+            return tables
+        phrases = [phrase for phrase in phrases if phrase not in guessed]
+
+
+def _known(model, tokenizer, items: pd.DataFrame) -> pd.DataFrame:
+    return items[probe_accuracy(model, tokenizer, items, batch_size=64).to_numpy()]
+
+
+def _phrases(taken: set[str], tokenizer) -> list[str]:
+    """Two-token phrases that are no answer, their last words spread evenly: subjects of the made-up arm."""
+    taken = taken | {fact.answer for fact in made_up_facts(0)}
+    free = [f"{adjective} {noun}" for adjective in ADJECTIVES for noun in NOUNS]
+    free = [phrase for phrase in free if phrase not in taken and len(tokenizer(f" {phrase}")["input_ids"]) == 2]
+    drawn = pd.DataFrame({"phrase": sorted(free, key=lambda phrase: draw_rank("subjects", phrase))})
+    nth = drawn.groupby(drawn["phrase"].str.split().str[-1]).cumcount()
+    return drawn["phrase"].loc[nth.sort_values(kind="stable").index].tolist()
