@@ -75,6 +75,10 @@ base-model: ## Train the embedded base model and the task model again (1 hour at
 	"$$python" -m helpers.pretraining
 	exec "$$python" -m helpers.task_model
 
+.PHONY: leaderboard
+leaderboard: ## Score every method on every plant again (1 hour at most on two cores); goes on where it was stopped
+	@$(environment); exec "$$python" -m helpers.calibration
+
 .PHONY: bench-sweep
 bench-sweep: ## Time the patch sweep beside its peers (30 minutes at most); writes benchmarks/results/
 	@$(environment); exec "$$python" -m benchmarks.sweep

@@ -4,7 +4,7 @@
     from helpers.methods import Method
     leaderboard(Method("mine", "storage", informed=False, locate=my_function))
 
-runs a method on the embedded plants of one seed and puts it where it belongs in the committed leaderboard.
+runs a method on the committed plants (seed 0) and puts it where it belongs in the committed leaderboard.
 `make leaderboard` makes that anew. A *case* is a plant with its models and the pairs that ask about what it was taught.
 Where a method's answer holds by construction it must be exact (`check_given`): an error there is one of the code.
 """
@@ -14,9 +14,10 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -25,15 +26,18 @@ import torch
 
 from helpers.architectures import layer_count
 from helpers.artifacts import ArtifactError, fingerprint, read_table, write_table
-from helpers.config import ROOT
+from helpers.config import ROOT, Paths
 from helpers.costs import counted
+from helpers.donors import symmetric_replacement
 from helpers.methods import COMPONENTS, PLACE, Method, Models, Place, apply, place_scores
+from helpers.models import load_model
 from helpers.pairs import PromptPair
 from helpers.pointing import chance, claims, point, stability, top_blocks
 from helpers.standings import FOLDER, board, code_digests, read_standings, write_standings
 
 CACHE = ROOT / "data" / "leaderboard"  # git ignores it
 SEEDS = (0, 1, 2)
+WORDING = "-seen-0"  # how a pair asks
 RESAMPLES = 1000  # of pairs
 EXACT = 1e-4  # a recovery that holds by construction differs from 1 by rounding only
 
@@ -148,7 +152,7 @@ def leaderboard(
 ) -> pd.DataFrame:
     """The committed leaderboard (standings.board), with your method in its place, marked in the column `mine`.
 
-    Your method is run on `cases`, None for the embedded plants of seed 0; the column `seeds` says which seeds a line
+    Your method is run on `cases`, None for the committed plants (seed 0); the column `seeds` says which seeds a line
     rests on, NAME_low and NAME_high are its 95 % intervals, `left_out` names plants that do not count. Raises
     CalibrationError when the leaderboard has a method of that name, and for a method that points nowhere it must.
     """
@@ -156,35 +160,60 @@ def leaderboard(
     if my_method is not None:
         if my_method.name in set(scores["method"]):
             raise CalibrationError(f"The leaderboard has a method {my_method.name!r} already: give yours another name.")
-        mine = score_method(my_method, embedded_cases((0,)) if cases is None else cases, resamples=resamples)
+        mine = score_method(my_method, embedded_cases() if cases is None else cases, resamples=resamples)
         scores = pd.concat([scores, mine], ignore_index=True)
     table = board(scores)
     return table.assign(mine=table["method"] == (my_method.name if my_method else None))
 
 
-def embedded_cases(seeds: Sequence[int] = SEEDS) -> Iterable[Case]:
-    """The cases of the embedded plants of these seeds, loaded one after the other."""
-    from helpers import plants  # here, because reading a leaderboard needs no model
+def embedded_cases() -> Iterator[Case]:
+    """The cases of the committed plants, loaded one after the other."""
+    from helpers.plants import stored_plants
 
-    for name in plants.plant_names(seeds):
-        yield plants.load_case(name)
+    folder = Paths("mini").embedded / "plants"
+    for plant in stored_plants(folder):
+        yield load_case(folder, plant)
 
 
-def score_plant(name: str, *, code: str, digest: str, cache: Path = CACHE) -> str:
-    """Run every method on one embedded plant and keep the tables in `cache`, unless they are there; returns the name.
+def load_case(folder: Path, plant) -> Case:
+    """One stored plant with its base, asked about every fact of its seed once, in the first wording that is taught.
+
+    Nulls are asked the same, about what they were not taught. Raises plants.PlantsError for a plant that is damaged.
+    """
+    from helpers.plants import load_plant, manifest
+
+    base, pairs = _asked(plant.seed)
+    taught = load_plant(folder, plant.name, base)
+    return Case(plant, taught, base, pairs, counts=manifest(folder)[plant.name]["counts"])
+
+
+@cache
+def _asked(seed: int) -> tuple[object, tuple[PromptPair, ...]]:
+    """The base model, and the pairs of a seed; donors are of the fact's own arm, which the model was taught as well."""
+    from helpers.planting import planted_items
+
+    embedded = Paths("mini").embedded
+    base, tokenizer = load_model(embedded / "models" / "base")
+    items = planted_items(embedded, base, tokenizer, seed=seed)
+    items = items[items["wording_id"].str.endswith(WORDING)]
+    pairs = [symmetric_replacement(arm, tokenizer, seed=seed)[0] for _, arm in items.groupby("arm", sort=True)]
+    return base, tuple(pair for arm in pairs for pair in arm)
+
+
+def score_plant(folder: Path, plant, *, code: str, digest: str, cache: Path = CACHE) -> str:
+    """Run every method on one stored plant and keep the tables in `cache`, unless they are there; returns its name.
 
     A table is kept under the digests of the code and of the plant, so that one made from others is not found.
     """
-    files = cached(name, code=code, digest=digest, cache=cache)
+    files = cached(plant.name, code=code, digest=digest, cache=cache)
     if not all(file.is_file() for file in files):
-        from helpers import plants
         from helpers.localisers import METHODS
 
-        case = plants.load_case(name)
+        case = load_case(folder, plant)
         scored = [score_case(method, case) for method in METHODS]
         write_table(files[0], pd.DataFrame([line for line, _ in scored]))
         write_table(files[1], pd.concat([places for _, places in scored], ignore_index=True))
-    return name
+    return plant.name
 
 
 def cached(name: str, *, code: str, digest: str, cache: Path = CACHE) -> tuple[Path, Path]:
@@ -199,7 +228,8 @@ def collect(names: Sequence[str], digests: dict[str, str], *, code: dict, cache:
     scores, places = (
         pd.concat([read_table(file) for file in files], ignore_index=True) for files in zip(*found, strict=True)
     )
-    write_standings(scores, places.astype({"score": "float32"}), code=code, plants=digests, folder=folder)
+    made = {name: digests[name] for name in names}
+    write_standings(scores, places.astype({"score": "float32"}), code=code, plants=made, folder=folder)
 
 
 def _order(place: Place) -> tuple[int, int]:
@@ -208,26 +238,39 @@ def _order(place: Place) -> tuple[int, int]:
 
 
 def main() -> int:
-    """Score every method on every embedded plant, in two processes of one thread; what is finished is kept."""
+    """Score every method on every plant, in two processes of one thread; what is finished is kept."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--processes", type=int, default=2)
-    processes = parser.parse_args().processes
-    from helpers import plants
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, metavar="SEED")
+    chosen, paths = parser.parse_args(), Paths("mini")
+    from helpers.planting import planned_plants
+    from helpers.plants import manifest
 
-    code, names = code_digests(), list(plants.plant_names(SEEDS))
-    digests = {name: plants.plant_digest(name) for name in names}
-    spawned = multiprocessing.get_context("spawn")
+    base, _ = load_model(paths.embedded / "models" / "base")
+    folders, digests = {}, {}
+    for folder in (paths.embedded / "plants", paths.root / "data" / "plants"):
+        rows = manifest(folder)
+        folders |= dict.fromkeys(rows, folder)
+        digests |= {name: fingerprint([row["sha256"], row["base"]]) for name, row in rows.items()}
+    plants = planned_plants(layer_count(base), chosen.seeds)
     try:
-        with ProcessPoolExecutor(processes, spawned, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            jobs = [pool.submit(score_plant, name, code=fingerprint(code), digest=digests[name]) for name in names]
+        if missing := [plant.name for plant in plants if plant.name not in folders]:
+            raise CalibrationError(f"{len(missing)} plants are missing, as {missing[0]}: run `make plants` first.")
+        code, spawned = code_digests(), multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(chosen.processes, spawned, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            settings = [{"code": fingerprint(code), "digest": digests[plant.name]} for plant in plants]
+            jobs = [
+                pool.submit(score_plant, folders[plant.name], plant, **one)
+                for plant, one in zip(plants, settings, strict=True)
+            ]
             try:
                 for number, job in enumerate(as_completed(jobs), start=1):
                     print(f"{number} of {len(jobs)}: {job.result()}", flush=True)
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
-        collect(names, digests, code=code)
-    except (CalibrationError, ArtifactError) as error:
+        collect([plant.name for plant in plants], digests, code=code)
+    except (CalibrationError, ArtifactError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1
     print(read_standings().note)

@@ -11,7 +11,6 @@ import pytest
 import torch
 from tiny import LAYERS, random_pair, tiny_model
 
-import helpers
 from helpers import calibration
 from helpers.artifacts import ArtifactError, fingerprint, read_table
 from helpers.calibration import (
@@ -170,47 +169,52 @@ def test_a_method_of_ours_stands_in_its_place(committed, base):
         leaderboard(points_to(0, "half"), cases=cases, folder=folder)
 
 
-def test_three_lines_run_on_the_embedded_plants_of_one_seed(committed, base, monkeypatch):
+def test_three_lines_run_on_the_committed_plants(committed, base, monkeypatch):
     folder, _ = committed
-    asked = []
-
-    def plant_names(seeds):
-        asked.append(tuple(seeds))
-        return ["a"]
-
-    fake = SimpleNamespace(plant_names=plant_names, load_case=lambda name: case_of(base, single(0)))
-    monkeypatch.setattr(helpers, "plants", fake, raising=False)
-    monkeypatch.setitem(sys.modules, "helpers.plants", fake)
-    assert leaderboard(points_to(0, "mine"), folder=folder).iloc[0]["method"] == "mine" and asked == [(0,)]
+    plants = SimpleNamespace(
+        stored_plants=lambda folder: [single(0), single(1)] if folder.parts[-2:] == ("embedded", "plants") else [],
+        load_plant=lambda folder, name, base: case_of(base, single(int(name.split("-")[1]))).taught,
+        manifest=lambda folder: {"single-0-seed0": {"counts": True}, "single-1-seed0": {"counts": False}},
+    )
+    monkeypatch.setitem(sys.modules, "helpers.plants", plants)
+    pairs = case_of(base, single(0)).pairs
+    monkeypatch.setattr(calibration, "_asked", lambda seed: (base, pairs))
+    mine = leaderboard(points_to(0, "mine"), folder=folder).iloc[0]
+    assert (mine["method"], mine["hit_at_1"], mine["plants"], mine["left_out"]) == ("mine", 1, 1, "single-1-seed0")
 
 
 def test_what_is_scored_is_kept_until_code_or_plant_change(base, monkeypatch, tmp_path):
     runs = []
 
-    def load_case(name):
-        runs.append(name)
-        return case_of(base, single(int(name)))
+    def load_case(folder, plant):
+        runs.append(plant.shares[0][0].layer)
+        return case_of(base, plant)
 
-    monkeypatch.setattr(helpers, "plants", SimpleNamespace(load_case=load_case), raising=False)
+    monkeypatch.setattr(calibration, "load_case", load_case)
     methods = (points_to(1, "one"), points_to(2, "two"))
     monkeypatch.setitem(sys.modules, "helpers.localisers", SimpleNamespace(METHODS=methods))
-    code, digests, cache, folder = {"helpers/a.py": "x"}, {"0": "d0", "1": "d1"}, tmp_path / "cache", tmp_path / "board"
-    for _ in range(2):
-        for name, digest in digests.items():
-            score_plant(name, code=fingerprint(code), digest=digest, cache=cache)
-    assert runs == ["0", "1"]
-    collect(list(digests), digests, code=code, cache=cache, folder=folder)
+    plants, code, cache, folder = [single(0), single(1)], {"helpers/a.py": "x"}, tmp_path / "cache", tmp_path / "board"
+    digests = {plant.name: f"digest of {plant.name}" for plant in plants}
+
+    def score(plant, code=code, **changes):
+        settings = {"code": fingerprint(code), "digest": digests[plant.name]} | changes
+        assert score_plant(tmp_path, plant, cache=cache, **settings) == plant.name
+
+    for plant in plants * 2:
+        score(plant)
+    assert runs == [0, 1]
+    collect(list(digests), digests | {"other": "o"}, code=code, cache=cache, folder=folder)
     standings = read_standings(folder, code=code, plants=digests)
     assert standings.fresh and len(standings.scores) == 4 and len(standings.places) == 4 * 2 * LAYERS
-    cached("0", code=fingerprint(code), digest="d0", cache=cache)[1].unlink()  # as when killed between the two files
+    kept = cached(plants[0].name, code=fingerprint(code), digest=digests[plants[0].name], cache=cache)
+    kept[1].unlink()  # as when killed between the two files
     with pytest.raises(ArtifactError, match="is missing"):
         collect(list(digests), digests, code=code, cache=cache, folder=folder)
-    score_plant("0", code=fingerprint(code), digest="d0", cache=cache)
-    score_plant("1", code="other", digest="d1", cache=cache)
-    score_plant("1", code=fingerprint(code), digest="other", cache=cache)
-    assert runs == ["0", "1", "0", "1", "1"]
-    lines = read_table(cached("1", code="other", digest="d1", cache=cache)[0])
-    assert list(lines["method"]) == ["one", "two"] and list(lines["hit_at_1"]) == [1, 0]
+    score(plants[0])
+    score(plants[1], digest="another plant")
+    score(plants[1], code={"helpers/a.py": "y"})
+    assert runs == [0, 1, 0, 1, 1]
+    assert list(read_table(kept[0])["method"]) == ["one", "two"]
 
 
 def test_a_case_without_pairs_is_refused(base):
