@@ -79,6 +79,10 @@ base-model: ## Train the embedded base model and the task model again (1 hour at
 plants: ## Plant the knowledge of notebook 06 (90 minutes at most on two cores); goes on where it was stopped
 	@$(environment); exec "$$python" -m helpers.plants
 
+.PHONY: leaderboard
+leaderboard: ## Score every method on every plant again (1 hour at most on two cores); goes on where it was stopped
+	@$(environment); exec "$$python" -m helpers.calibration
+
 .PHONY: bench-sweep
 bench-sweep: ## Time the patch sweep beside its peers (30 minutes at most); writes benchmarks/results/
 	@$(environment); exec "$$python" -m benchmarks.sweep

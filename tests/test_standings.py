@@ -1,0 +1,178 @@
+"""Standings: means, intervals and order by hand, what makes a leaderboard stale, and the sentences it gives."""
+
+from math import isnan, nan
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from helpers.artifacts import ArtifactError, write_table
+from helpers.pointing import SCORES
+from helpers.standings import (
+    alarm_sentence,
+    best,
+    board,
+    by_question,
+    clustered_interval,
+    code_digests,
+    covers_chance,
+    figure_table,
+    floor_sentence,
+    given_cells,
+    pointing_matrix,
+    read_standings,
+    said,
+    write_standings,
+)
+
+
+def line(method, plant, hit, *, seed=0, kind="single", chance=1 / 6, **changes):
+    numbers = dict.fromkeys(SCORES, nan) | {"hit_at_1": hit, "reciprocal_rank": hit, "auroc": hit}
+    flags = {"counts": True, "given": False, "ranked": True, "claims": True}
+    rest = {"stable_block": 1.0, "stable_places": 0.5, "passes": 2.0, "seconds": 0.1, "question": "mediation"}
+    row = {"method": method, "plant": f"{plant}-seed{seed}", "seed": seed, "kind": kind, "informed": False}
+    return row | numbers | flags | rest | {"chance_hit_at_1": chance} | changes
+
+
+def scores():
+    rows = []
+    for seed in (0, 1):
+        for number, hit in enumerate((1, 1, 0, 0)):
+            rows.append(line("fair", f"mlp-{number}", hit, seed=seed))
+            rows.append(line("good", f"mlp-{number}", hit or seed, seed=seed, question="storage"))
+            rows.append(line("random", f"mlp-{number}", 1 / 6 if number else 0.2, seed=seed, question="storage"))
+            sees = {"informed": True, "question": "storage", "given": True, "ranked": False}
+            rows.append(line("cross", f"mlp-{number}", 1, seed=seed, **sees))
+        for method, informed in (("fair", False), ("good", False), ("random", False), ("cross", True)):
+            alarm = method == "fair" or (method == "good" and seed == 0)
+            told = {"kind": "null", "chance": nan, "claims": alarm, "informed": informed}
+            told["question"] = "mediation" if method == "fair" else "storage"
+            rows.append(line(method, "null-1", nan, seed=seed, **told))
+        sees = {"informed": True, "question": "storage", "chance": 1 / 3}
+        rows.append(line("cross", "two-1-4", 1, seed=seed, kind="two", **sees))
+    rows.append(line("good", "mlp-9", 0, counts=False, ranked=False, question="storage"))
+    return pd.DataFrame(rows)
+
+
+@pytest.fixture(scope="module")
+def table():
+    return board(scores(), resamples=400)
+
+
+def test_means_are_over_the_plants_that_count_and_are_ranked(table):
+    assert list(table["method"]) == ["cross", "good", "fair", "random"]
+    rows = table.set_index("method")
+    assert rows["plants"].to_dict() == {"cross": 2, "good": 8, "fair": 8, "random": 8}
+    assert rows["hit_at_1"].to_dict() == pytest.approx({"cross": 1, "good": 0.75, "fair": 0.5, "random": 0.175})
+    assert rows.loc["cross", "chance"] == pytest.approx(1 / 3) and rows.loc["fair", "chance"] == pytest.approx(1 / 6)
+    assert rows.loc["fair", "skill"] == pytest.approx((1 / 2 - 1 / 6) / (5 / 6)) and rows.loc["cross", "skill"] == 1
+    assert rows["group"].to_dict() == {"cross": "informed", "good": "blind", "fair": "blind", "random": "floor"}
+    assert rows["false_alarms"].to_dict() == {"cross": 0, "good": 1, "fair": 2, "random": 0}
+    assert (rows["nulls"] == 2).all() and rows.loc["good", "left_out"] == "mlp-9-seed0"
+    assert (rows["seeds"] == "0, 1").all() and isnan(rows.loc["fair", "recall_at_2"])
+    assert rows.loc["cross", ["hit_at_1_low", "hit_at_1_high"]].tolist() == [1, 1]
+
+
+def test_order_of_the_lines_changes_nothing(table):
+    pd.testing.assert_frame_equal(board(scores().sample(frac=1, random_state=3), resamples=400)[table.columns], table)
+
+
+def test_a_kind_has_a_board_of_its_own():
+    kinds = board(scores(), by=["kind"], resamples=50)
+    assert set(zip(kinds["method"], kinds["kind"], strict=True)) >= {("cross", "two"), ("fair", "null")}
+    assert list(kinds["kind"]) == sorted(kinds["kind"])
+    cross = kinds[kinds["method"] == "cross"].set_index("kind")["hit_at_1"]
+    assert cross["two"] == 1 and isnan(cross["single"])
+
+
+def test_what_holds_by_construction_stands_apart():
+    (row,) = given_cells(scores()).to_dict("records")
+    assert row == {"method": "cross", "group": "informed", "kind": "single", "hit_at_1": 1, "plants": 8}
+    drawn = figure_table(scores())
+    assert list(drawn["method"]) == ["cross", "good", "fair", "random", "cross"]
+    assert list(drawn["given"]) == [False] * 4 + [True] and drawn["hit_at_1"].iat[-1] == 1
+
+
+def test_an_interval_over_clusters_knows_that_they_are_few():
+    # Values differ between seeds alone: resampling plants sees no spread, resampling seeds all of it.
+    values, seeds = [0.0] * 20 + [1.0] * 20, [0] * 20 + [1] * 20
+    assert clustered_interval(values, seeds) == (0, 1)
+    low, high = clustered_interval(values, [0] * 40)
+    spread = 1.96 * np.sqrt(0.25 / 40)  # of a mean of 40 independent values
+    assert low == pytest.approx(0.5 - spread, abs=0.03) and high == pytest.approx(0.5 + spread, abs=0.03)
+    assert clustered_interval(values[::-1], seeds[::-1], seed=1) == clustered_interval(values, seeds, seed=1)
+    assert clustered_interval([0.3], [0]) == (0.3, 0.3) and isnan(clustered_interval([], [])[0])
+
+
+def test_sentences(table):
+    assert best(table, "blind")["method"] == "good" and best(table, "informed")["method"] == "cross"
+    assert said(best(table, "informed")) == "cross: 1.00 (1.00 to 1.00) over 2 plants of the seeds 0, 1"
+    floor = best(table, "floor")
+    assert floor["hit_at_1_low"] >= 1 / 6 and covers_chance(floor)
+    assert "covers chance, 0.17" in floor_sentence(table)
+    assert "does not cover chance" in floor_sentence(table.assign(hit_at_1_low=0.3))
+    assert alarm_sentence(table, "fair") == "Fair claims a block in 2 of 2 models into which nothing was written."
+    with pytest.raises(ArtifactError, match="no method 'x'"):
+        alarm_sentence(table, "x")
+    with pytest.raises(ArtifactError, match="no ranked floor"):
+        best(table[table["group"] != "floor"], "floor")
+    assert {q: list(t["method"]) for q, t in by_question(table).items()} == {
+        "mediation": ["fair"],
+        "storage": ["cross", "good"],
+    }
+
+
+def test_a_leaderboard_is_stale_when_code_or_plants_changed(tmp_path):
+    lines, places = scores(), pd.DataFrame({"score": [1.0]})
+    code, plants = {"helpers/a.py": "1", "helpers/b.py": "2"}, {"mlp-0-seed0": "d"}
+    write_standings(lines, places, code=code, plants=plants, folder=tmp_path)
+    found = read_standings(tmp_path, code=code, plants=plants)
+    assert found.fresh and "as they are" in found.note
+    pd.testing.assert_frame_equal(found.scores, lines)
+    stale = read_standings(tmp_path, code=code | {"helpers/b.py": "3"}, plants=plants)
+    assert not stale.fresh and "because helpers/b.py changed" in stale.note and "make leaderboard" in stale.note
+    many = read_standings(tmp_path, code={}, plants={"mlp-0-seed0": "e", "mlp-1-seed0": "f"})
+    assert not many.fresh and "and 1 more" in many.note
+    assert not read_standings(tmp_path).fresh  # the code as it is
+    write_table(tmp_path / "scores.parquet", lines.iloc[1:])
+    with pytest.raises(ArtifactError, match="not those that were written"):
+        read_standings(tmp_path)
+    with pytest.raises(ArtifactError, match="is missing"):
+        read_standings(tmp_path / "nowhere")
+
+
+def test_the_code_is_everything_that_scores_depend_on(tmp_path):
+    here = code_digests()
+    assert {"helpers/pointing.py", "helpers/methods.py", "helpers/calibration.py", "helpers/costs.py"} <= set(here)
+    assert "helpers/board_drawings.py" not in here
+    (tmp_path / "helpers").mkdir()
+    (tmp_path / "helpers" / "pointing.py").write_text("from helpers.other import x\n")
+    (tmp_path / "helpers" / "other.py").write_text("x = 1\n")
+    first = code_digests(tmp_path)
+    assert set(first) == {"helpers/pointing.py", "helpers/other.py"}
+    (tmp_path / "helpers" / "other.py").write_text("x = 2\n")
+    assert code_digests(tmp_path)["helpers/other.py"] != first["helpers/other.py"]
+
+
+def test_the_matrix_by_hand():
+    lines = [
+        line("m", "mlp-0", 1),
+        line("m", "mlp-0", 1, seed=1),
+        line("m", "attn-1", 1),
+        line("m", "mlp-1", 1, counts=False),
+    ]
+    rows = []
+    for plant, layer, component, blocks in (
+        ("mlp-0-seed0", 0, "mlp_out", (0.8, 0.2)),
+        ("mlp-0-seed1", 0, "mlp_out", (0.4, 0.4)),
+        ("attn-1-seed0", 1, "attn_out", (-0.5, -0.1)),
+        ("mlp-1-seed0", 1, "mlp_out", (9, 9)),  # does not count
+    ):
+        for block, value in enumerate(blocks):
+            for name, score in (("attn_out", value - 1), ("mlp_out", value)):
+                rows.append(("m", plant, name, block, score, float((name, block) == (component, layer))))
+    places = pd.DataFrame(rows, columns=["method", "plant", "component", "layer", "score", "share"])
+    found = pointing_matrix(pd.DataFrame(lines), places).set_index(["planted", "pointed"])["score"]
+    assert found.to_dict() == pytest.approx({(0, 0): 1, (0, 1): 0.5, (1, 0): 0, (1, 1): 0})
+    only = pointing_matrix(pd.DataFrame(lines), places, component="attn_out")
+    assert set(only["planted"]) == {1}
