@@ -114,7 +114,7 @@ def write_knowledge(
     Items have columns prompt and answer; only the answer's tokens and its full stop are scored, each item is a row of
     its own, and AdamW without weight decay follows a cosine. Every other parameter stays as it is, to the bit. Returns
     the loss of every step, in nats per scored token. `cached` computes what enters the block, which never changes, once
-    per item, and logits only where they are scored: the same losses up to rounding in a third of the time. Raises
+    per item, and logits only where they are scored: the same losses up to rounding, in less time. Raises
     FineTuningError for a part that the model has not, for a replay of nothing, when the loss is not a number, and for
     `cached` where there is dropout or no GPT-2.
     """

@@ -6,9 +6,10 @@ are divided among several places by their shares, one place written after the ot
 drifted plants are trained on in every parameter, on texts that say nothing of the facts.
 
 What is planted must be told apart by a model whose embeddings stay as they are. The tokens that the base never read
-lie on one ray (cosines of .95 to each other), as do all subjects of knowledge.made_up_facts, and facts about them stay
-at a loss of one nat on the answer's first token. So only facts are planted whose every token is told apart, and the
-made-up arm keeps its answers but asks about phrases of words that the base has read.
+lie on one ray (cosines of .95 to each other), as do all subjects of knowledge.made_up_facts, and facts about them are
+learnt slowly: their answers' first tokens keep a high loss. So only
+facts are planted whose every token is told apart, and the made-up arm keeps its answers but asks about phrases of words
+that the base has read.
 """
 
 from __future__ import annotations
