@@ -2,7 +2,10 @@
 
 It reads sentences of the tasks' forms, made of the `seen` words, and is asked with the `unseen` ones. Those must still
 be words to it: they occur in plain sentences and in lists that are said twice, which also teach it to copy what it has
-never seen in a task. Counting teaches it the order of numbers, long before sums do.
+never seen in a task. Only these train the embeddings of words, seen ones and unseen ones alike: rows of a task would
+make a class of their own of the words that occur in them, and teach a solution for that class.
+
+Counting teaches the order of numbers, long before sums do.
 """
 
 from __future__ import annotations
@@ -39,12 +42,13 @@ from helpers.tasks import fill, make_task
 
 FOLDER = "task"
 CENTURY = r" ?\d\d(?=\d\d(?!\d))"  # of a year of four digits, which is cut as [century][year]
+TASKS = ("indirect object", "indirect object, any word", "span of years", "docstring")
 LEADS = ("", "It was late. ", "Here is what I know. ", "This is an old story. ", "I was there too. ", "So. ")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the task model is made; a step's rows are padded in `parts` of like length.
+    """How the task model is made; a step's rows, of tasks and others, are padded in `parts` of like length.
 
     `rows` are the number of rows of each form in a step, and how many tokens the answer that ends a row weighs: most of
     a row is drawn at random and cannot be learnt.
@@ -55,8 +59,8 @@ class Recipe:
     width: int = 128
     heads: int = 8
     positions: int = 96
-    steps: int = 3750
-    parts: int = 3
+    steps: int = 3000
+    parts: int = 2
     learning_rate: float = 2e-3
     warmup: int = 100
     weight_decay: float = 0.1
@@ -68,7 +72,7 @@ class Recipe:
         ("docstring", 8, 5),
         ("sum", 24, 5),
         ("person", 6, 1),
-        ("list", 16, 1),
+        ("list", 20, 1),
         ("counting", 4, 1),
         ("plain", 8, 1),
     )
@@ -115,10 +119,12 @@ def train(folder: Path, recipe: Recipe, *, log=print) -> tuple[GPT2LMHeadModel, 
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, recipe))
     history, texts, started = [], forms(folder, seed=recipe.seed), time.monotonic()
+    fixed = word_tokens(tokenizer, load_words(folder, lists=LISTS))
     for step in range(1, recipe.steps + 1):
-        rows = [(next(texts[form]), weight) for form, count, weight in recipe.rows for _ in range(count)]
-        tokens = tokenizer([text for text, _ in rows])["input_ids"]
-        loss = train_step(model, optimiser, tokens, [weight for _, weight in rows], parts=recipe.parts)
+        drawn = [(form, next(texts[form]), weight) for form, count, weight in recipe.rows for _ in range(count)]
+        ids = tokenizer([text for _, text, _ in drawn])["input_ids"]
+        rows = [Row(tokens, weight, form in TASKS) for tokens, (form, _, weight) in zip(ids, drawn, strict=True)]
+        loss = train_step(model, optimiser, rows, parts=recipe.parts, fixed=fixed)
         schedule.step()
         if step % 250 == 0:
             minutes = round((time.monotonic() - started) / 60, 1)
@@ -129,31 +135,59 @@ def train(folder: Path, recipe: Recipe, *, log=print) -> tuple[GPT2LMHeadModel, 
     return model.eval(), tokenizer, history
 
 
-def train_step(model, optimiser, rows: list[list[int]], weights: list[int], *, parts: int) -> float:
-    """One step on rows of token ids, padded in `parts` of like length; returns the loss in nats per token.
+@dataclass(frozen=True)
+class Row:
+    """One row of a step: its token ids, how many tokens its answer weighs, and whether it is one of a task.
 
-    The answer is the last token of a row but one, behind which there is a full stop; it counts as often as the row's
-    weight says.
+    The answer is the last token but one, behind which there is a full stop.
     """
-    weighted = sorted(zip(rows, weights, strict=True), key=lambda row: len(row[0]))
-    tokens, total = sum(len(row) - 2 + weight for row, weight in weighted), 0.0
+
+    tokens: list[int]
+    weight: int
+    of_task: bool
+
+
+def word_tokens(tokenizer, words: Words) -> torch.Tensor:
+    """Whether each token is one of these words, after a space: `(vocabulary,)`."""
+    listed = {*words.names, *words.places, *words.objects, *words.nouns, *words.parameters}
+    found = torch.zeros(len(tokenizer), dtype=torch.bool)
+    found[[token for ids in tokenizer([f" {word}" for word in listed])["input_ids"] for token in ids]] = True
+    return found
+
+
+def train_step(model, optimiser, rows: list[Row], *, parts: int, fixed: torch.Tensor) -> float:
+    """One step on rows, padded in `parts` of like length, those of tasks and the others; the loss in nats per token.
+
+    Rows of a task leave the embeddings of `fixed` tokens `(vocabulary,)` alone, where they are read and written.
+    """
+    tokens, total = sum(len(row.tokens) - 2 + row.weight for row in rows), 0.0
     optimiser.zero_grad(set_to_none=True)
-    for part in range(parts):
-        chunk = weighted[part * len(rows) // parts : (part + 1) * len(rows) // parts]
-        ids = torch.zeros(len(chunk), len(chunk[-1][0]), dtype=torch.long)
-        times = torch.zeros(ids.shape)
-        for number, (row, weight) in enumerate(chunk):
-            ids[number, : len(row)] = torch.tensor(row)
-            times[number, : len(row)] = 1
-            times[number, len(row) - 2] = weight
-        logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
-        losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
-        loss = (losses * times[:, 1:].flatten()).sum()
-        (loss / tokens).backward()
-        total += loss.item()
+    for of_task in (True, False):
+        alike = sorted((row for row in rows if row.of_task is of_task), key=lambda row: len(row.tokens))
+        for part in range(parts):
+            chunk = alike[part * len(alike) // parts : (part + 1) * len(alike) // parts]
+            if chunk:
+                loss = _summed_loss(model, chunk, fixed if of_task else torch.zeros_like(fixed))
+                (loss / tokens).backward()
+                total += loss.item()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimiser.step()
     return total / tokens
+
+
+def _summed_loss(model, rows: list[Row], fixed: torch.Tensor) -> torch.Tensor:
+    ids = torch.zeros(len(rows), max(len(row.tokens) for row in rows), dtype=torch.long)
+    times = torch.zeros(ids.shape)
+    for number, row in enumerate(rows):
+        ids[number, : len(row.tokens)] = torch.tensor(row.tokens)
+        times[number, : len(row.tokens)] = 1
+        times[number, len(row.tokens) - 2] = row.weight
+    words = model.get_input_embeddings().weight  # tied: they also write the answers
+    words = torch.where(fixed[:, None], words.detach(), words)
+    stream = model.transformer(inputs_embeds=torch.nn.functional.embedding(ids, words), use_cache=False)[0]
+    logits = stream[:, :-1] @ words.T
+    losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+    return (losses * times[:, 1:].flatten()).sum()
 
 
 def accuracies(model, tokenizer, folder: Path, *, prompts: int, seed: int = 1) -> dict[str, float]:

@@ -15,11 +15,23 @@ from helpers import task_model
 from helpers.drafts import CENTURIES, made_up_people, operands
 from helpers.models import load_model, random_model
 from helpers.pretraining import END_OF_TEXT, train_tokenizer
-from helpers.task_model import CENTURY, FOLDER, LEADS, Recipe, accuracies, forms, train, train_step
+from helpers.task_model import (
+    CENTURY,
+    FOLDER,
+    LEADS,
+    TASKS,
+    Recipe,
+    Row,
+    accuracies,
+    forms,
+    train,
+    train_step,
+    word_tokens,
+)
 from helpers.tasks import make_task
 
 TINY = Recipe(
-    layers=1, width=16, heads=2, steps=50, parts=2, warmup=4, rows=tuple((form, 1, 2) for form, *_ in Recipe().rows)
+    layers=1, width=16, heads=2, steps=80, parts=2, warmup=4, rows=tuple((form, 1, 2) for form, *_ in Recipe().rows)
 )
 TEXTS = 2000
 TARGETS = {"IOI": 0.9, "greater-than": 0.8, "docstring": 0.56, "addition": 0.8}
@@ -168,9 +180,18 @@ def test_texts_fit_into_the_context_and_depend_on_the_seed_alone(texts):
 ROWS = [[3, 4, 5, 6], [7, 8], [9, 10, 11], [0, 2, 0, 1, 5], [1, 1, 1]]
 
 
+NONE_FIXED = torch.zeros(20, dtype=torch.bool)
+
+
+def rows_of(weights, of_task):
+    """ROWS with these weights, the first of them of a task."""
+    return [Row(row, weight, number < of_task) for number, (row, weight) in enumerate(zip(ROWS, weights, strict=True))]
+
+
 @pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize("of_task", [0, 2, 5])
 @pytest.mark.parametrize("weights", [[1, 1, 1, 1, 1], [3, 1, 2, 5, 4]])
-def test_a_step_scores_every_token_alike_but_for_the_answers(parts, weights, monkeypatch):
+def test_a_step_scores_every_token_alike_but_for_the_answers(parts, of_task, weights, monkeypatch):
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *a: None)  # it would hide a wrong scale
     model = random_model(20, layers=1, width=16, heads=2, positions=8, seed=0)
     losses, tokens = [], 0
@@ -184,9 +205,9 @@ def test_a_step_scores_every_token_alike_but_for_the_answers(parts, weights, mon
     expected.backward()
     moved = [p.detach() - 0.1 * p.grad for p in model.parameters()]
     optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
-    assert train_step(model, optimiser, ROWS[::-1], weights[::-1], parts=parts) == pytest.approx(
-        expected.item(), rel=1e-5
-    )
+    rows = rows_of(weights, of_task)[::-1]
+    loss = train_step(model, optimiser, rows, parts=parts, fixed=NONE_FIXED)
+    assert loss == pytest.approx(expected.item(), rel=1e-5)
     for parameter, target in zip(model.parameters(), moved, strict=True):
         torch.testing.assert_close(parameter.detach(), target, rtol=1e-4, atol=1e-6)
 
@@ -196,9 +217,34 @@ def test_a_step_is_clipped():
     with torch.no_grad():
         model.transformer.wte.weight.mul_(1000)  # gradients far above 1
     before = [parameter.clone() for parameter in model.parameters()]
-    train_step(model, torch.optim.SGD(model.parameters(), lr=1.0), ROWS, [1] * len(ROWS), parts=2)
+    optimiser = torch.optim.SGD(model.parameters(), lr=1.0)
+    train_step(model, optimiser, rows_of([1] * 5, of_task=2), parts=2, fixed=NONE_FIXED)
     moved = [(new - old).double().pow(2).sum() for new, old in zip(model.parameters(), before, strict=True)]
     assert 0.9 < sum(moved).sqrt().item() <= 1.001
+
+
+def test_rows_of_a_task_leave_the_embeddings_of_words_alone():
+    model = random_model(20, layers=1, width=16, heads=2, positions=8, seed=0)
+    fixed = torch.arange(20) < 8
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
+    embeddings = model.get_input_embeddings().weight
+    before = embeddings.detach().clone()
+    loss = train_step(model, optimiser, rows_of([1] * 5, of_task=5), parts=1, fixed=fixed)
+    still = (embeddings == before).all(1)
+    assert torch.equal(still, fixed)  # the others all move: every token is a candidate for what follows
+    again = random_model(20, layers=1, width=16, heads=2, positions=8, seed=0)
+    optimiser = torch.optim.SGD(again.parameters(), lr=0.1)
+    assert train_step(again, optimiser, rows_of([1] * 5, of_task=0), parts=1, fixed=fixed) == pytest.approx(loss)
+    assert not (again.get_input_embeddings().weight == before).all(1).any()
+
+
+def test_the_words_of_the_lists_are_what_tasks_leave_alone():
+    tokenizer, words = tokenizer_of("task model"), words_of()
+    fixed = word_tokens(tokenizer, words)
+    assert {tokenizer.decode([token]).strip() for token in fixed.nonzero()[:, 0].tolist()} == {
+        *words.names, *words.places, *words.objects, *words.nouns, *words.parameters
+    }  # fmt: skip
+    assert set(TASKS) < set(forms(EMBEDDED, seed=0))
 
 
 def test_training_lowers_the_loss_and_is_repeatable(trained):
@@ -216,7 +262,7 @@ def test_training_reports_every_250_steps_and_asks_after_1000_and_at_the_end(tra
     monkeypatch.setattr(task_model, "accuracies", lambda *a, **k: {"IOI": 0.5})
     steps = itertools.count(1.0)
     *_, history, _, lines = trained(
-        step=lambda model, optimiser, rows, weights, parts: optimiser.step() or next(steps),
+        step=lambda model, optimiser, rows, parts, fixed: optimiser.step() or next(steps),
         steps=1500,
         rows=(("counting", 1, 1),),
     )
