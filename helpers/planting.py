@@ -74,10 +74,10 @@ class Plant:
 class Recipe:
     """How facts are written. `steps` are for one place that all facts are written at, and never fewer than `least`."""
 
-    steps: int = 250
-    least: int = 150
+    steps: int = 700
+    least: int = 400
     batch_size: int = 64
-    learning_rate: float = 2e-3
+    learning_rate: float = 1.5e-3
     learning_rate_of_all: float = 1e-3
     warmup_steps: int = 20
     replayed_share: float = 0.6
