@@ -12,17 +12,14 @@ Where a method's answer holds by construction it must be exact (`check_given`): 
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 
 from helpers.architectures import layer_count
 from helpers.artifacts import ArtifactError, fingerprint, read_table, write_table
@@ -33,6 +30,7 @@ from helpers.methods import COMPONENTS, PLACE, Method, Models, Place, apply, pla
 from helpers.models import load_model
 from helpers.pairs import PromptPair
 from helpers.pointing import chance, claims, point, stability, top_blocks
+from helpers.processes import as_finished
 from helpers.standings import FOLDER, board, code_digests, read_standings, write_standings
 
 CACHE = ROOT / "data" / "leaderboard"  # git ignores it
@@ -190,7 +188,7 @@ def load_case(folder: Path, plant) -> Case:
 @cache
 def _asked(seed: int) -> tuple[object, tuple[PromptPair, ...]]:
     """The base model, and the pairs of a seed; donors are of the fact's own arm, which the model was taught as well."""
-    from helpers.planting import planted_items
+    from helpers.planted_facts import planted_items
 
     embedded = Paths("mini").embedded
     base, tokenizer = load_model(embedded / "models" / "base")
@@ -200,7 +198,7 @@ def _asked(seed: int) -> tuple[object, tuple[PromptPair, ...]]:
     return base, tuple(pair for arm in pairs for pair in arm)
 
 
-def score_plant(folder: Path, plant, *, code: str, digest: str, cache: Path = CACHE) -> str:
+def score_plant(folder: Path, plant, digest: str, *, code: str, cache: Path = CACHE) -> str:
     """Run every method on one stored plant and keep the tables in `cache`, unless they are there; returns its name.
 
     A table is kept under the digests of the code and of the plant, so that one made from others is not found.
@@ -256,19 +254,12 @@ def main() -> int:
     try:
         if missing := [plant.name for plant in plants if plant.name not in folders]:
             raise CalibrationError(f"{len(missing)} plants are missing, as {missing[0]}: run `make plants` first.")
-        code, spawned = code_digests(), multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(chosen.processes, spawned, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            settings = [{"code": fingerprint(code), "digest": digests[plant.name]} for plant in plants]
-            jobs = [
-                pool.submit(score_plant, folders[plant.name], plant, **one)
-                for plant, one in zip(plants, settings, strict=True)
-            ]
-            try:
-                for number, job in enumerate(as_completed(jobs), start=1):
-                    print(f"{number} of {len(jobs)}: {job.result()}", flush=True)
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+        code = code_digests()
+        score = partial(score_plant, code=fingerprint(code))
+        jobs = [(folders[plant.name], plant, digests[plant.name]) for plant in plants]
+        scored = as_finished(score, jobs, processes=chosen.processes, warm="helpers.localisers")
+        for number, name in enumerate(scored, start=1):
+            print(f"{number} of {len(jobs)}: {name}", flush=True)
         collect([plant.name for plant in plants], digests, code=code)
     except (CalibrationError, ArtifactError, ValueError) as error:
         print(error, file=sys.stderr)

@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import argparse
 import copy
-import multiprocessing
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -26,6 +25,7 @@ from helpers.artifacts import ArtifactError, locked_file, read_json, sha256_byte
 from helpers.config import Paths
 from helpers.methods import Place
 from helpers.models import load_model
+from helpers.planted_facts import old_items, planted_items
 from helpers.planting import (
     Checked,
     Plant,
@@ -34,12 +34,11 @@ from helpers.planting import (
     counts,
     drift,
     drift_texts,
-    old_items,
     planned_plants,
     plant_model,
-    planted_items,
     rounded,
 )
+from helpers.processes import as_finished
 
 MANIFEST = "manifest.json"
 COMMITTED_SEED = 0
@@ -153,17 +152,11 @@ def make_plants(
     missing = sorted((plant for plant in plants if plant.name not in there), key=lambda plant: plant.kind == "drifted")
     log(f"{len(there)} of {len(plants)} plants are there; {len(missing)} are to be made")
     jobs = [(plant, folder, paths, recipe) for plant in missing]
-    if processes == 1 or len(jobs) < 2:
-        for job in jobs:
-            log(_make(job))
-        return
-    with multiprocessing.get_context("spawn").Pool(processes, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        for line in pool.imap_unordered(_make, jobs):
-            log(line)
+    for line in as_finished(_make, jobs, processes=min(processes, max(1, len(jobs))), warm="helpers.planting"):
+        log(line)
 
 
-def _make(job: tuple[Plant, Path, Paths, Recipe]) -> str:
-    plant, folder, paths, recipe = job
+def _make(plant: Plant, folder: Path, paths: Paths, recipe: Recipe) -> str:
     started = time.monotonic()
     base, tokenizer, items, old = _material(paths, plant.seed)
     texts = drift_texts(paths.embedded, seed=plant.seed) if plant.kind == "drifted" else ()
@@ -233,25 +226,14 @@ def main() -> None:
             parser.error(f"there is no plant {chosen.only!r} of the seeds {chosen.seeds}, as in mlp-3-seed0")
     committed = [p for p in plants if p.seed == COMMITTED_SEED and p.kind != "drifted"]
     others = [p for p in plants if p not in committed]
-    folders = (
-        {chosen.into: plants}
-        if chosen.into
-        else {
-            paths.embedded / "plants": committed,
-            paths.root / "data" / "plants": others,
-        }
-    )
+    folders = {paths.embedded / "plants": committed, paths.root / "data" / "plants": others}
+    if chosen.into:
+        folders = {chosen.into: plants}
+    options = {"recipe": Recipe(), "processes": chosen.processes, "log": partial(print, flush=True)}
     try:
         for folder, own in folders.items():
             if own:
-                make_plants(
-                    own,
-                    folder,
-                    paths,
-                    recipe=Recipe(),
-                    processes=chosen.processes,
-                    log=lambda line: print(line, flush=True),
-                )
+                make_plants(own, folder, paths, **options)
     except (PlantsError, ArtifactError) as error:
         parser.exit(1, f"{error}\n")
 

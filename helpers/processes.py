@@ -7,8 +7,8 @@ second process. A pool is started once, and imports what it needs while its owne
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from importlib import import_module
 
 import numpy as np
@@ -38,6 +38,22 @@ def measure_each(measure: Callable, jobs: Iterable[tuple], *, pool: ProcessPoolE
         for model, *arguments in jobs
     ]
     return [call.result() for call in calls]
+
+
+def as_finished(function: Callable, jobs: Iterable[tuple], *, processes: int, warm: str) -> Iterator:
+    """The results of `function(*job)` as they come, from processes of their own; from this one where it is one.
+
+    When something is raised, here or there, the jobs that have not begun are given up.
+    """
+    pool = pool_of(processes, warm=warm)
+    if pool is None:
+        yield from (function(*job) for job in jobs)
+        return
+    try:
+        for call in as_completed([pool.submit(function, *job) for job in jobs]):
+            yield call.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _weights(model) -> dict[str, np.ndarray]:

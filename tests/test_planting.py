@@ -8,12 +8,13 @@ import pytest
 import torch
 from toy import ROOT
 
-from helpers import planting
+from helpers import planted_facts, planting
 from helpers.config import Paths
 from helpers.donors import symmetric_replacement
 from helpers.finetune import FineTuningError, Writing, write_knowledge
 from helpers.methods import Place
 from helpers.models import load_model, load_tokenizer, random_model
+from helpers.planted_facts import old_items, planted_items, taught
 from helpers.planting import (
     Checked,
     Plant,
@@ -21,12 +22,9 @@ from helpers.planting import (
     Recipe,
     counts,
     drift,
-    old_items,
     planned_plants,
     plant_model,
-    planted_items,
     rounded,
-    taught,
     written_at,
 )
 from helpers.probe import probe_accuracy
@@ -143,7 +141,9 @@ def test_planted_facts_are_unknown_told_apart_and_paired(planted, embedded, seed
     embeddings = torch.nn.functional.normalize(model.transformer.wte.weight.detach(), dim=1)
     for text in {*facts["subject"], *facts["answer"]}:
         ids = tokenizer(f" {text}")["input_ids"]
-        assert (embeddings[ids] @ embeddings.T > planting.ALIKE).sum() == len(ids), f"{text}: a token is like another"
+        assert (embeddings[ids] @ embeddings.T > planted_facts.ALIKE).sum() == len(ids), (
+            f"{text}: a token is like another"
+        )
 
 
 def test_seeds_draw_other_real_facts_and_turn_the_made_up_ones_round(planted):

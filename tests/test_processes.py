@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from helpers.models import random_model
-from helpers.processes import measure_each, pool_of
+from helpers.processes import as_finished, measure_each, pool_of
 
 MODELS = [random_model(11, layers=1, width=8, heads=2, positions=8, seed=seed) for seed in range(3)]
 
@@ -44,3 +44,18 @@ def test_what_a_job_raises_is_raised_here_and_the_pool_goes_on(pool):
     with pytest.raises(ValueError, match="no token to read"):
         measure_each(logits, [(MODELS[0], [1]), (MODELS[1], [])], pool=pool, scale=1.0)
     assert len(measure_each(logits, [(MODELS[0], [1])], pool=pool, scale=1.0)) == 1
+
+
+def doubled(number):
+    """What is finished here."""
+    if number < 0:
+        raise ValueError("A number is not below 0.")
+    return 2 * number, os.getpid()
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_results_come_as_they_are_finished_and_errors_end_it(processes):
+    found = dict(as_finished(doubled, [(1,), (2,), (3,)], processes=processes, warm="os"))
+    assert set(found) == {2, 4, 6} and (set(found.values()) == {os.getpid()}) is (processes == 1)
+    with pytest.raises(ValueError, match="not below 0"):
+        list(as_finished(doubled, [(-1,)], processes=processes, warm="os"))
