@@ -68,7 +68,7 @@ class Recipe:
     learning_rate: float = 1.5e-3
     learning_rate_of_all: float = 1e-3
     warmup_steps: int = 20
-    replayed_share: float = 0.6
+    replayed_share: float = 0.75
     drift_steps: int = 200
     drift_batch: int = 4
     drift_learning_rate: float = 1e-5
@@ -208,7 +208,7 @@ def _write(model, tokenizer, new, old, place, plant: Plant, recipe: Recipe, *, o
         batch_size=recipe.batch_size,
         learning_rate=recipe.learning_rate if place else recipe.learning_rate_of_all,
         warmup_steps=recipe.warmup_steps,
-        replayed_share=recipe.replayed_share,
+        replayed_share=1 - share * (1 - recipe.replayed_share),  # few new facts are few rows of a batch, too
         seed=plant.seed,
     )
     return write_knowledge(model, tokenizer, new, old, writing, cached=place is not None)
