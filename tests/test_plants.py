@@ -11,8 +11,8 @@ from toy import ROOT
 from helpers import plants
 from helpers.config import Paths
 from helpers.methods import Place
-from helpers.models import load_tokenizer, random_model
-from helpers.planting import Checked, Plant, Recipe, plant_model, rounded
+from helpers.models import load_model, load_tokenizer, random_model
+from helpers.planting import Checked, Plant, Recipe, planned_plants, plant_model, rounded
 from helpers.plants import PlantsError, load_plant, make_plants, manifest, save_plant, stored_plants, verify
 
 MLP = Plant("mlp-1-seed0", "single", 0, ((Place("mlp_out", 1), 1.0),))
@@ -161,3 +161,21 @@ def test_a_damaged_plant_is_not_passed_over(tmp_path, made):
     path.write_text(json.dumps(rows))
     with pytest.raises(PlantsError, match="not 000000000000… as written"):
         run(tmp_path, MLP)
+
+
+COMMITTED = Paths("mini", ROOT).embedded / "plants"
+
+
+@pytest.mark.skipif(not (COMMITTED / "manifest.json").is_file(), reason="no plant is committed")
+def test_the_committed_plants_are_those_of_seed_0_and_of_this_base_and_recipe():
+    base, _ = load_model(COMMITTED.parent / "models" / "base")
+    planned = {plant.name: plant for plant in planned_plants(6, (0,)) if plant.kind != "drifted"}
+    assert verify(COMMITTED, base) == [] and {plant.name: plant for plant in stored_plants(COMMITTED)} == planned
+    rows = manifest(COMMITTED)
+    assert all(row["recipe"] == dataclasses.asdict(Recipe()) for row in rows.values())
+    assert all(row["counts"] for row in rows.values()), [name for name, row in rows.items() if not row["counts"]]
+    assert sum(file.stat().st_size for file in COMMITTED.iterdir()) <= 10 * 1024**2
+    model = load_plant(COMMITTED, "mlp-3-seed0", base)
+    changed = [name for (name, one), two in zip(model.named_parameters(), base.parameters(), strict=True)
+               if not torch.equal(one, two)]  # fmt: skip
+    assert changed and all(name.startswith("transformer.h.3.mlp.") for name in changed)
