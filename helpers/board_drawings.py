@@ -76,10 +76,7 @@ def pointing_matrices(table: pd.DataFrame, *, columns: int = 3, xlabel: str = "b
     titles = {name: textwrap.fill(name, width=width) for name in methods}
     tall = 0.14 * max(title.count("\n") + 1 for title in titles.values())
     size = (COLUMN_WIDTH, rows * (panel * len(planted) / len(pointed) + tall + 0.1) + 1.1)
-    style = {"sharex": True, "sharey": True, "squeeze": False, "layout": "constrained"}
-    figure, axes = plt.subplots(rows, columns, figsize=size, **style)
-    for axis in axes.flat[len(methods) :]:
-        axis.set_visible(False)
+    figure, axes = _panels(len(methods), rows, columns, size)
     for number, (axis, name) in enumerate(zip(axes.flat, methods, strict=False)):
         part = table[table["method"] == name]
         grid = part.pivot(index="planted", columns="pointed", values="score").reindex(index=planted, columns=pointed)
@@ -115,10 +112,7 @@ def calibration_curves(table: pd.DataFrame, *, columns: int = 3) -> Figure:
     rows = math.ceil(len(methods) / columns)
     size = (COLUMN_WIDTH if columns > 1 else COLUMN_WIDTH / 2, 2.2 * rows + 0.3)
     small = {"ha": "center", "va": "top", "fontsize": 5.5, "color": "#666666"}
-    style = {"sharex": True, "sharey": True, "squeeze": False, "layout": "constrained"}
-    figure, axes = plt.subplots(rows, columns, figsize=size, **style)
-    for axis in axes.flat[len(methods) :]:
-        axis.set_visible(False)
+    figure, axes = _panels(len(methods), rows, columns, size)
     for number, (axis, name) in enumerate(zip(axes.flat, methods, strict=False)):
         part = table[table["method"] == name]
         error = np.clip([part["right"] - part["low"], part["high"] - part["right"]], 0, None)
@@ -139,6 +133,15 @@ def calibration_curves(table: pd.DataFrame, *, columns: int = 3) -> Figure:
         axis.set(ylabel="" if number % columns else "share of places\nthat are planted")
         axis.set_title(textwrap.fill(name, width=15 + 45 // columns), fontsize=8)
     return figure
+
+
+def _panels(count: int, rows: int, columns: int, size: tuple[float, float]):
+    """A figure with a grid of axes that share their scales; those beyond `count` are empty."""
+    style = {"sharex": True, "sharey": True, "squeeze": False, "layout": "constrained"}
+    figure, axes = plt.subplots(rows, columns, figsize=size, **style)
+    for axis in axes.flat[count:]:
+        axis.set_visible(False)
+    return figure, axes
 
 
 DRAWINGS = {f.__name__: f for f in (leaderboard, pointing_matrices, calibration_curves)}

@@ -19,7 +19,7 @@ import pandas as pd
 from scipy.stats import rankdata
 
 from helpers.architectures import layer_count
-from helpers.artifacts import fingerprint, read_table, sha256_bytes, write_table
+from helpers.artifacts import fingerprint, read_table, write_table
 from helpers.draws import draw_rank
 from helpers.editing import (
     OUTCOMES,
@@ -31,6 +31,7 @@ from helpers.editing import (
     with_new_answers,
 )
 from helpers.finetune import Writing
+from helpers.models import model_digest
 from helpers.rank_one import RankOne, rank_one_outcomes, second_moment
 from helpers.stats import bootstrap_interval, contrasts
 
@@ -86,7 +87,7 @@ def edit_everywhere(
     tables = []
     for plant, load in models.items():
         model = load()
-        key = fingerprint(given | {"weights": _weights(model)})[:16]
+        key = fingerprint(given | {"weights": model_digest(model)})[:16]
         for block in range(layer_count(model)):
             path = folder / plant / f"block-{block}-{key}.parquet"
             if not path.is_file():
@@ -203,13 +204,6 @@ def _edit_block(model, tokenizer, chosen, old, others, texts, *, block: int, set
         tables.append(found.assign(method=f"rank-one at {way.key}"))
     found = pd.concat(tables, ignore_index=True)
     return found.assign(known=found["item_id"].map(known))
-
-
-def _weights(model) -> str:
-    """A digest of every weight."""
-    tensors = sorted(model.state_dict().items())
-    digests = [(name, sha256_bytes(value.detach().cpu().contiguous().numpy().tobytes())) for name, value in tensors]
-    return fingerprint(digests)
 
 
 def _scores_of(of_method: pd.DataFrame, method: str, plant: str, blocks: list[int]) -> np.ndarray:

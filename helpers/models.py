@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 
 import torch
+from safetensors.torch import save
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -21,7 +22,7 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar
 
-from helpers.artifacts import new_folder
+from helpers.artifacts import new_folder, sha256_bytes
 from helpers.config import Model, Paths
 from helpers.memory import free_memory
 
@@ -135,6 +136,12 @@ def save_model(model, tokenizer, folder: Path, *, half: bool = False) -> None:
         saved = copy.deepcopy(model).half() if half else model
         saved.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
+
+
+def model_digest(model) -> str:
+    """Digest of a model's parameters: names, shapes and values in single precision."""
+    state = {name: parameter.detach().float().cpu().contiguous() for name, parameter in model.named_parameters()}
+    return sha256_bytes(save(dict(sorted(state.items()))))
 
 
 def accelerator() -> torch.device:

@@ -162,17 +162,13 @@ def drift(model, tokenizer, texts: Sequence[str], recipe: Recipe, *, seed: int) 
     if not texts:
         raise PlantingError("A drifted plant is trained on unrelated texts, and there are none: see drift_texts.")
     order = sorted(range(needed), key=lambda number: draw_rank("drift", seed, number))
-    rows = tokenizer(
-        [texts[number % len(texts)] for number in order], truncation=True, max_length=model.config.n_positions
-    )
     optimiser = torch.optim.AdamW(model.parameters(), lr=recipe.drift_learning_rate, weight_decay=0.0)
     model.train()
     losses = []
     for start in range(0, needed, recipe.drift_batch):
-        ids = rows["input_ids"][start : start + recipe.drift_batch]
-        batch = torch.full((len(ids), max(map(len, ids))), tokenizer.pad_token_id)
-        for line, row in enumerate(ids):
-            batch[line, : len(row)] = torch.tensor(row)
+        read = [texts[number % len(texts)] for number in order[start : start + recipe.drift_batch]]
+        limits = {"truncation": True, "max_length": model.config.n_positions, "padding": True}
+        batch = tokenizer(read, **limits, return_tensors="pt")["input_ids"]
         losses.append(train_step(model, optimiser, batch.to(model.device), padding=tokenizer.pad_token_id))
     model.eval()
     return losses

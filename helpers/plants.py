@@ -21,10 +21,10 @@ import torch
 from safetensors.torch import load_file, save
 
 from helpers.architectures import layer_count
-from helpers.artifacts import ArtifactError, locked_file, read_json, sha256_bytes, sha256_file, write_bytes, write_json
+from helpers.artifacts import ArtifactError, locked_file, read_json, sha256_file, write_bytes, write_json
 from helpers.config import Paths
 from helpers.methods import Place
-from helpers.models import load_model
+from helpers.models import load_model, model_digest
 from helpers.planted_facts import old_items, planted_items
 from helpers.planting import (
     Checked,
@@ -47,12 +47,6 @@ REMEDY = "delete it and run `make plants`"
 
 class PlantsError(ValueError):
     """A stored plant that is missing, damaged, or of another base model."""
-
-
-def model_digest(model) -> str:
-    """Digest of a model's parameters: names, shapes and values in single precision."""
-    state = {name: parameter.detach().float().cpu().contiguous() for name, parameter in model.named_parameters()}
-    return sha256_bytes(save(dict(sorted(state.items()))))
 
 
 def save_plant(
