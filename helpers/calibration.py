@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
 
@@ -31,7 +31,7 @@ from helpers.models import load_model
 from helpers.pairs import PromptPair
 from helpers.pointing import chance, claims, point, stability, top_blocks
 from helpers.processes import as_finished
-from helpers.standings import FOLDER, board, code_digests, read_standings, write_standings
+from helpers.standings import FOLDER, board, read_standings, scoring_code, write_standings
 
 CACHE = ROOT / "data" / "leaderboard"  # git ignores it
 SEEDS = (0, 1, 2)
@@ -49,6 +49,7 @@ class Case:
     """A plant (helpers.planting.Plant), the models after and before, and pairs about what it was taught.
 
     A plant that does not count has not learnt its facts, or has lost others: it is listed, and not ranked.
+    `fact_kinds` says of which kind the fact is that a pair asks about, by the pair's name.
     """
 
     plant: object
@@ -56,10 +57,23 @@ class Case:
     base: object
     pairs: Sequence[PromptPair]
     counts: bool = True
+    fact_kinds: Mapping[str, str] = field(default_factory=dict)
 
 
-def score_case(method: Method, case: Case, *, resamples: int = RESAMPLES) -> tuple[dict, pd.DataFrame]:
-    """One method on one case: its line of `score_method`, and a line per place (method, plant, place, score, share)."""
+@dataclass(frozen=True)
+class Scored:
+    """One method on one case: its line of `score_method`, a line per place, and its answer as it was given.
+
+    `places` has the columns method, plant, component, layer, score, share.
+    """
+
+    line: dict
+    places: pd.DataFrame
+    found: pd.DataFrame
+
+
+def score_case(method: Method, case: Case, *, resamples: int = RESAMPLES) -> Scored:
+    """Ask one method about one case; raises CalibrationError for a case without pairs, and as check_given does."""
     plant, layers = case.plant, layer_count(case.taught)
     if not case.pairs:
         raise CalibrationError(f"{plant.name} has no pairs to ask {method.name!r} about.")
@@ -95,7 +109,7 @@ def score_case(method: Method, case: Case, *, resamples: int = RESAMPLES) -> tup
     }
     truth = {(place.component, place.layer): share for place, share in plant.shares}
     share = [truth.get(place, 0.0) for place in scores[PLACE].itertuples(index=False, name=None)]
-    return line, scores.assign(method=method.name, plant=plant.name, share=share)
+    return Scored(line, scores.assign(method=method.name, plant=plant.name, share=share), found)
 
 
 def score_method(method: Method, cases: Iterable[Case], *, resamples: int = RESAMPLES) -> pd.DataFrame:
@@ -106,7 +120,7 @@ def score_method(method: Method, cases: Iterable[Case], *, resamples: int = RESA
     claims, something, stable_block and stable_places (pointing.claims, pointing.stability); pairs, passes (forward
     passes of one prompt, per pair), seconds. Raises CalibrationError as check_given does.
     """
-    return pd.DataFrame([score_case(method, case, resamples=resamples)[0] for case in cases])
+    return pd.DataFrame([score_case(method, case, resamples=resamples).line for case in cases])
 
 
 def check_given(method: Method, plant, found: pd.DataFrame) -> None:
@@ -180,14 +194,17 @@ def load_case(folder: Path, plant) -> Case:
     """
     from helpers.plants import load_plant, manifest
 
-    base, pairs = _asked(plant.seed)
+    base, pairs, kinds = _asked(plant.seed)
     taught = load_plant(folder, plant.name, base)
-    return Case(plant, taught, base, pairs, counts=manifest(folder)[plant.name]["counts"])
+    return Case(plant, taught, base, pairs, counts=manifest(folder)[plant.name]["counts"], fact_kinds=kinds)
 
 
 @cache
-def _asked(seed: int) -> tuple[object, tuple[PromptPair, ...]]:
-    """The base model, and the pairs of a seed; donors are of the fact's own arm, which the model was taught as well."""
+def _asked(seed: int) -> tuple[object, tuple[PromptPair, ...], dict[str, str]]:
+    """The base model, the pairs of a seed, and the kind of fact of each.
+
+    Donors are of the fact's own arm, which the model was taught as well.
+    """
     from helpers.planted_facts import planted_items
 
     embedded = Paths("mini").embedded
@@ -195,7 +212,8 @@ def _asked(seed: int) -> tuple[object, tuple[PromptPair, ...]]:
     items = planted_items(embedded, base, tokenizer, seed=seed)
     items = items[items["wording_id"].str.endswith(WORDING)]
     pairs = [symmetric_replacement(arm, tokenizer, seed=seed)[0] for _, arm in items.groupby("arm", sort=True)]
-    return base, tuple(pair for arm in pairs for pair in arm)
+    kinds = dict(zip(items["item_id"] + "/" + items["wording_id"], items["kind"], strict=True))
+    return base, tuple(pair for arm in pairs for pair in arm), kinds
 
 
 def score_plant(folder: Path, plant, digest: str, *, code: str, cache: Path = CACHE) -> str:
@@ -209,8 +227,8 @@ def score_plant(folder: Path, plant, digest: str, *, code: str, cache: Path = CA
 
         case = load_case(folder, plant)
         scored = [score_case(method, case) for method in METHODS]
-        write_table(files[0], pd.DataFrame([line for line, _ in scored]))
-        write_table(files[1], pd.concat([places for _, places in scored], ignore_index=True))
+        write_table(files[0], pd.DataFrame([one.line for one in scored]))
+        write_table(files[1], pd.concat([one.places for one in scored], ignore_index=True))
     return plant.name
 
 
@@ -220,14 +238,19 @@ def cached(name: str, *, code: str, digest: str, cache: Path = CACHE) -> tuple[P
     return cache / f"{name}.{key}.scores.parquet", cache / f"{name}.{key}.places.parquet"
 
 
-def collect(names: Sequence[str], digests: dict[str, str], *, code: dict, cache: Path = CACHE, folder: Path = FOLDER):
-    """Join the tables of all plants and write the leaderboard; raises ArtifactError when one is missing."""
-    found = [cached(name, code=fingerprint(code), digest=digests[name], cache=cache) for name in names]
+def collect(rows: Mapping[str, dict], digests: Mapping, *, code: dict, cache: Path = CACHE, folder: Path = FOLDER):
+    """Join the tables of all plants and write the leaderboard; `rows` are the plants' lines of their manifests by name.
+
+    Raises ArtifactError when a table is missing.
+    """
+    found = [cached(name, code=fingerprint(code), digest=digests[name], cache=cache) for name in rows]
     scores, places = (
         pd.concat([read_table(file) for file in files], ignore_index=True) for files in zip(*found, strict=True)
     )
-    made = {name: digests[name] for name in names}
-    write_standings(scores, places.astype({"score": "float32"}), code=code, plants=made, folder=folder)
+    known = ["kind", "seed", "learnt", "kept_replayed", "kept_held_out", "counts"]
+    plants = pd.DataFrame([{"plant": name} | {key: row[key] for key in known} for name, row in rows.items()])
+    tables = {"scores": scores, "places": places.astype({"score": "float32"}), "plants": plants}
+    write_standings(tables, code=code, plants={name: digests[name] for name in rows}, folder=folder)
 
 
 def _order(place: Place) -> tuple[int, int]:
@@ -237,30 +260,31 @@ def _order(place: Place) -> tuple[int, int]:
 
 def main() -> int:
     """Score every method on every plant, in two processes of one thread; what is finished is kept."""
+    from helpers.planting import NULL_SEEDS, planned_plants
+    from helpers.plants import manifest, plant_digests
+
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, metavar="SEED")
+    parser.add_argument("--null-seeds", type=int, nargs="*", default=NULL_SEEDS, metavar="SEED")
     chosen, paths = parser.parse_args(), Paths("mini")
-    from helpers.planting import planned_plants
-    from helpers.plants import manifest
-
     base, _ = load_model(paths.embedded / "models" / "base")
-    folders, digests = {}, {}
+    folders, rows, digests = {}, {}, {}
     for folder in (paths.embedded / "plants", paths.root / "data" / "plants"):
-        rows = manifest(folder)
-        folders |= dict.fromkeys(rows, folder)
-        digests |= {name: fingerprint([row["sha256"], row["base"]]) for name, row in rows.items()}
-    plants = planned_plants(layer_count(base), chosen.seeds)
+        folders |= dict.fromkeys(manifest(folder), folder)
+        rows |= manifest(folder)
+        digests |= plant_digests(folder)
+    plants = planned_plants(layer_count(base), chosen.seeds, chosen.null_seeds)
     try:
         if missing := [plant.name for plant in plants if plant.name not in folders]:
             raise CalibrationError(f"{len(missing)} plants are missing, as {missing[0]}: run `make plants` first.")
-        code = code_digests()
+        code = scoring_code()
         score = partial(score_plant, code=fingerprint(code))
         jobs = [(folders[plant.name], plant, digests[plant.name]) for plant in plants]
         scored = as_finished(score, jobs, processes=chosen.processes, warm="helpers.localisers")
         for number, name in enumerate(scored, start=1):
             print(f"{number} of {len(jobs)}: {name}", flush=True)
-        collect([plant.name for plant in plants], digests, code=code)
+        collect({plant.name: rows[plant.name] for plant in plants}, digests, code=code)
     except (CalibrationError, ArtifactError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1

@@ -29,6 +29,7 @@ from helpers.probe import probe_accuracy
 KINDS = ("single", "two", "spread", "null", "drifted", "all")
 PARTS = {"mlp_out": "mlp", "attn_out": "attention"}
 LEARNT = KEPT = 0.95
+NULL_SEEDS = tuple(range(3, 13))  # of more nulls: 9 of three seeds could not show that false alarms are rare
 
 
 class PlantingError(ValueError):
@@ -88,10 +89,11 @@ class Checked:
         return min(self.kept_replayed, self.kept_held_out)
 
 
-def planned_plants(layers: int, seeds: Sequence[int]) -> list[Plant]:
-    """The plants of every seed: each MLP, each attention, two MLPs, all MLPs, everything, nulls, drifted MLPs.
+def planned_plants(layers: int, seeds: Sequence[int], null_seeds: Sequence[int] = ()) -> list[Plant]:
+    """The plants of every seed: each MLP, each attention, two MLPs, all MLPs, everything, drifted MLPs, and nulls.
 
-    Raises PlantingError for fewer than 6 layers, where the three pairs of MLPs would not be three.
+    Nulls are the base as it is, and after training on old facts in an early and in a late MLP; there are more of them,
+    of `null_seeds`. Raises PlantingError for fewer than 6 layers, where the three pairs of MLPs would not be three.
     """
     if layers < 6:
         raise PlantingError(f"Pairs of blocks, near and far, need at least 6 blocks; this model has {layers}.")
@@ -103,10 +105,11 @@ def planned_plants(layers: int, seeds: Sequence[int]) -> list[Plant]:
         planned += [(f"attn-{layer}", "single", ((Place("attn_out", layer), 1.0),)) for layer in range(layers)]
         planned += [(f"two-{i}-{j}", "two", ((mlps[i], share), (mlps[j], 1 - share))) for i, j, share in two]
         planned += [("spread", "spread", tuple((place, 1 / layers) for place in mlps)), ("all", "all", ())]
-        planned += [(name, "null", ()) for name in ("null-base", "null-1", f"null-{layers - 2}")]
         planned += [(f"drifted-{place.layer}", "drifted", ((place, 1.0),)) for place in mlps]
         plants += [Plant(f"{name}-seed{seed}", kind, seed, shares) for name, kind, shares in planned]
-    return plants
+    nulls = ("null-base", "null-1", f"null-{layers - 2}")
+    named = [(name, seed) for seed in sorted({*seeds, *null_seeds}) for name in nulls]
+    return plants + [Plant(f"{name}-seed{seed}", "null", seed, ()) for name, seed in named]
 
 
 def written_at(plant: Plant, items: pd.DataFrame) -> dict[str, Place]:

@@ -21,12 +21,13 @@ import torch
 from safetensors.torch import load_file, save
 
 from helpers.architectures import layer_count
-from helpers.artifacts import ArtifactError, locked_file, read_json, sha256_file, write_bytes, write_json
+from helpers.artifacts import ArtifactError, fingerprint, locked_file, read_json, sha256_file, write_bytes, write_json
 from helpers.config import Paths
 from helpers.methods import Place
 from helpers.models import load_model, model_digest
 from helpers.planted_facts import old_items, planted_items
 from helpers.planting import (
+    NULL_SEEDS,
     Checked,
     Plant,
     Recipe,
@@ -182,6 +183,11 @@ def _material(paths: Paths, seed: int) -> tuple:
     return base, tokenizer, items, old_items(paths.embedded, base, tokenizer)
 
 
+def plant_digests(folder: Path) -> dict[str, str]:
+    """The digest of every plant of a folder, by name: of its file and of its base."""
+    return {name: fingerprint([row["sha256"], row["base"]]) for name, row in manifest(folder).items()}
+
+
 def _plant(name: str, row: Mapping) -> Plant:
     shares = tuple((Place(component, layer), share) for component, layer, share in row["shares"])
     return Plant(name, row["kind"], row["seed"], shares)
@@ -208,12 +214,13 @@ def main() -> None:
     """Make the plants: the committed ones in data/embedded/plants, the others in data/plants."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="SEED")
+    parser.add_argument("--null-seeds", type=int, nargs="*", default=NULL_SEEDS, metavar="SEED")
     parser.add_argument("--only", metavar="NAME", help="one plant, as in mlp-3-seed0")
     parser.add_argument("--into", type=Path, help="one folder for all, in the place of both")
     parser.add_argument("--processes", type=int, default=2)
     chosen, paths = parser.parse_args(), Paths("mini")
     base, _ = load_model(paths.embedded / "models" / "base")
-    plants = planned_plants(layer_count(base), chosen.seeds)
+    plants = planned_plants(layer_count(base), chosen.seeds, chosen.null_seeds)
     if chosen.only:
         plants = [plant for plant in plants if plant.name == chosen.only]
         if not plants:

@@ -1,7 +1,7 @@
 """Standings: what the committed leaderboard says of every method, with intervals, and whether it is still true.
 
-`data/embedded/leaderboard/` has a line per method and plant (scores), one per method, plant and place (places), and the
-digests of the code and of the plants they came from. Everything here is computed from these lines.
+`data/embedded/leaderboard/` has a line per method and plant (scores), one per method, plant and place (places), one per
+plant (plants), and what they were made from (`helpers.committed`). Everything here is computed from these lines.
 
 Plants of one seed share their facts, so that means over plants have intervals by resampling in two stages: seeds, then
 plants within each drawn seed. Methods are ordered by skill = (hit@1 − chance) / (1 − chance), 0 at chance and 1 for
@@ -15,64 +15,57 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import nan
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
 
-from helpers.artifacts import ArtifactError, read_json, read_table, sha256_file, sha256_tree, write_json, write_tables
+from helpers.artifacts import ArtifactError
+from helpers.committed import code_digests, read_committed, write_committed
 from helpers.config import ROOT
-from helpers.pointing import SCORES
-from helpers.stages import sources
+from helpers.pointing import SCORES, seed_agreement
 
 FOLDER = ROOT / "data" / "embedded" / "leaderboard"
 SCORED_BY = ("localisers", "calibration", "pointing")  # with every module that these import
 FLOORS = ("random",)  # methods that know nothing
 RESAMPLES, CONFIDENCE = 2000, 0.95
-AGAIN = "run `make leaderboard`"
+ALARMS = 0.05  # of the nulls: a method that claims a block in more is not recommended
+AGAIN = "make leaderboard"
 
 
 @dataclass(frozen=True)
 class Standings:
-    """The committed leaderboard: its two tables, and whether code and plants are those that they were made with."""
+    """The committed leaderboard: its tables, and whether code and plants are those that they were made with.
+
+    `plants` has the columns plant, kind, seed, learnt, kept_replayed, kept_held_out, counts.
+    """
 
     scores: pd.DataFrame
     places: pd.DataFrame
+    plants: pd.DataFrame
     fresh: bool
     note: str
 
 
-def code_digests(root: Path = ROOT) -> dict[str, str]:
-    """The sha256 of every source that a leaderboard depends on, by path; modules that are not there have none."""
-    starts = [root / "helpers" / f"{name}.py" for name in SCORED_BY]
-    files = {file for start in starts if start.is_file() for file in sources(start, root=root)}
-    return {str(file.relative_to(root)): sha256_file(file) for file in sorted(files)}
+def scoring_code() -> dict[str, str]:
+    """The digests of the code that scores depend on."""
+    return code_digests(SCORED_BY)
 
 
-def write_standings(
-    scores: pd.DataFrame, places: pd.DataFrame, *, code: Mapping, plants: Mapping, folder: Path = FOLDER
-) -> None:
-    """Write the two tables, then what they came from: `code` of code_digests, and the digest of every plant by name."""
-    write_tables(folder, {"scores": scores, "places": places})
-    tables = sha256_tree([folder / "scores.parquet", folder / "places.parquet"], folder)
-    write_json(folder / "leaderboard.json", {"code": dict(code), "plants": dict(plants), "tables": tables})
+def write_standings(tables: Mapping[str, pd.DataFrame], *, code: Mapping, plants: Mapping, folder: Path = FOLDER):
+    """Write the tables by name, and what they came from: `code` of scoring_code, and every plant's digest by name."""
+    write_committed(folder, tables, code=code, plants=plants, again=AGAIN)
 
 
-def read_standings(folder: Path = FOLDER, *, code: Mapping | None = None, plants: Mapping | None = None) -> Standings:
-    """Read the leaderboard, and compare what it came from with the code (None: as it is now) and plants, if given.
+def read_standings(
+    folder: Path = FOLDER, *, code: Mapping | None = None, plants: Mapping = MappingProxyType({})
+) -> Standings:
+    """Read the leaderboard, and compare what it came from with the code (None: as it is now) and the given plants.
 
     Raises ArtifactError when a file is missing or a table is not the one that was written.
     """
-    record = read_json(folder / "leaderboard.json")
-    tables = {name: read_table(folder / f"{name}.parquet") for name in ("scores", "places")}
-    if sha256_tree([folder / f"{name}.parquet" for name in tables], folder) != record["tables"]:
-        raise ArtifactError(f"The tables of {folder} are not those that were written with leaderboard.json: {AGAIN}.")
-    changed = _changed(record["code"], code_digests() if code is None else code)
-    changed += _changed(record["plants"], record["plants"] if plants is None else plants)
-    note = "The leaderboard is that of the code and the plants as they are."
-    if changed:
-        named = ", ".join(changed[:3]) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
-        note = f"The leaderboard is not up to date, because {named} changed since: {AGAIN}."
-    return Standings(tables["scores"], tables["places"], not changed, note)
+    found = read_committed(folder, code=scoring_code() if code is None else code, plants=plants)
+    return Standings(**found.tables, fresh=found.fresh, note=found.note)
 
 
 def clustered_interval(
@@ -97,8 +90,9 @@ def board(scores: pd.DataFrame, *, by: Sequence[str] = (), resamples: int = RESA
 
     `scores` are lines of calibration.score_method; `by` adds columns to divide by, such as kind. Columns: method,
     question, informed, group (blind, informed or floor), then `by`, skill, each of SCORES with its NAME_low and
-    NAME_high (a mean over the plants that define it), chance (of hit@1), plants, seeds, false_alarms, nulls,
-    stable_block, stable_places, passes, seconds (means), and left_out, the plants that do not count.
+    NAME_high (a mean over the plants that define it), chance (of hit@1), plants, seeds, false_alarms and nulls,
+    the claims on nulls, stable_block, stable_places (over pairs, as pointing.stability), stable_seeds (as
+    pointing.seed_agreement), passes and seconds (means, nulls left out), and left_out, the plants that do not count.
     """
     rows = []
     for (method, *key), lines in scores.groupby(["method", *by], sort=False):
@@ -113,9 +107,11 @@ def board(scores: pd.DataFrame, *, by: Sequence[str] = (), resamples: int = RESA
         hits = ranked.dropna(subset="hit_at_1")
         row["chance"] = hits["chance_hit_at_1"].mean()
         row["skill"] = (row["hit_at_1"] - row["chance"]) / (1 - row["chance"])
-        row |= {"plants": len(hits), "seeds": ", ".join(map(str, sorted(set(lines["seed"]))))}
+        written = counting[counting["kind"] != "null"]
+        row |= {"plants": len(hits), "seeds": ", ".join(map(str, sorted(set(written["seed"]))))}
         row |= {"false_alarms": int(nulls["claims"].sum()), "nulls": len(nulls)}
-        row |= counting[["stable_block", "stable_places", "passes", "seconds"]].mean().to_dict()
+        row |= written[["stable_block", "stable_places"]].mean().to_dict() | {"stable_seeds": _stable_seeds(written)}
+        row |= written[["passes", "seconds"]].mean().to_dict()
         rows.append(row | {"left_out": ", ".join(sorted(lines.loc[~lines["counts"], "plant"]))})
     order = {"by": ["skill", "reciprocal_rank", "auroc", "method"], "ascending": [False, False, False, True]}
     table = pd.DataFrame(rows).sort_values(**order, kind="stable")
@@ -148,47 +144,29 @@ def best(table: pd.DataFrame, group: str) -> pd.Series:
     """The first line of a group (blind, informed, floor) of a board; raises ArtifactError when there is none."""
     lines = table[(table["group"] == group) & table["skill"].notna()]
     if lines.empty:
-        raise ArtifactError(f"The leaderboard has no ranked {group} method: {AGAIN}.")
+        raise ArtifactError(f"The leaderboard has no ranked {group} method: run `{AGAIN}`.")
     return lines.iloc[0]
 
 
-def said(line: pd.Series, name: str = "hit_at_1") -> str:
-    """A method's score with its interval, and over what, in words."""
-    interval = f"{line[name]:.2f} ({line[f'{name}_low']:.2f} to {line[f'{name}_high']:.2f})"
-    return f"{line['method']}: {interval} over {line['plants']} plants of the seeds {line['seeds']}"
+def recommended(table: pd.DataFrame, group: str) -> pd.Series:
+    """The first line of a group that claims a block in ALARMS of the nulls or less; raises ArtifactError for none."""
+    return best(table[table["false_alarms"] <= ALARMS * table["nulls"]], group)
 
 
-def covers_chance(line: pd.Series) -> bool:
-    """Whether the interval of a method's hit@1 covers chance."""
-    return bool(line["hit_at_1_low"] <= line["chance"] <= line["hit_at_1_high"])
+def rivals(scores: pd.DataFrame, table: pd.DataFrame, group: str, *, resamples: int = RESAMPLES) -> list[str]:
+    """The methods of a group that its first one is not surely better than, in the order of the board.
 
-
-def floor_sentence(table: pd.DataFrame) -> str:
-    """Whether random scores sit at chance, as they must if the scores are right."""
-    line = best(table, "floor")
-    verdict = "covers" if covers_chance(line) else "does not cover"
-    return (
-        f"Random scores hit the planted block in {line['hit_at_1']:.2f} of the plants; the interval "
-        f"{line['hit_at_1_low']:.2f} to {line['hit_at_1_high']:.2f} {verdict} chance, {line['chance']:.2f}."
-    )
-
-
-def alarm_sentence(table: pd.DataFrame, method: str) -> str:
-    """How often a method claims a block where nothing was written; raises ArtifactError for an unknown method."""
-    lines = table[table["method"] == method]
-    if lines.empty:
-        raise ArtifactError(f"The leaderboard has no method {method!r}; it has {', '.join(table['method'])}.")
-    line = lines.iloc[0]
-    return (
-        f"{method[:1].upper()}{method[1:]} claims a block in {line['false_alarms']} of {line['nulls']} models into "
-        "which nothing was written."
-    )
-
-
-def by_question(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """The lines of a board by the question that a method answers, storage or mediation, floors left out."""
-    asked = table[table["group"] != "floor"]
-    return {question: part.reset_index(drop=True) for question, part in asked.groupby("question", sort=True)}
+    A rival is one whose hit@1, over the plants that both are ranked on, is not lower by an interval that excludes 0.
+    """
+    ranked = scores[scores["ranked"] & scores["hit_at_1"].notna()]
+    hits = ranked.pivot(index=["seed", "plant"], columns="method", values="hit_at_1")
+    first, found = best(table, group)["method"], []
+    for method in table.loc[(table["group"] == group) & table["skill"].notna() & (table["method"] != first), "method"]:
+        ahead = (hits[first] - hits[method]).dropna()
+        low, _ = clustered_interval(ahead, ahead.index.get_level_values("seed"), resamples=resamples)
+        if not low > 0:  # also where they share no plant
+            found.append(method)
+    return found
 
 
 def pointing_matrix(
@@ -212,5 +190,8 @@ def pointing_matrix(
     return table.rename(columns={"layer": "pointed"})
 
 
-def _changed(before: Mapping, now: Mapping) -> list[str]:
-    return sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+def _stable_seeds(written: pd.DataFrame) -> float:
+    """How often two seeds of a plant lead to the same block, over all that were compared; NaN for one seed."""
+    tops = written.assign(top_blocks=[frozenset(blocks.split()) for blocks in written["top_blocks"]])
+    found = seed_agreement(tops)
+    return float(np.average(found["agreement"], weights=found["comparisons"])) if len(found) else nan

@@ -83,7 +83,9 @@ def cross_model(given=("single",)):
 
 
 def test_a_case_scored_by_hand(base):
-    line, places = score_case(points_to(1), case_of(base, single(1)), **FEW)
+    scored = score_case(points_to(1), case_of(base, single(1)), **FEW)
+    line, places = scored.line, scored.places
+    assert set(scored.found.columns) == {*PLACE, "score"}
     assert {name: line[name] for name in ("method", "plant", "site", "kind", "seed")} == {
         "method": "pointer", "plant": "single-1-seed0", "site": "single-1", "kind": "single", "seed": 0,
     }  # fmt: skip
@@ -93,7 +95,7 @@ def test_a_case_scored_by_hand(base):
     assert line["passes"] == 0 and line["seconds"] > 0 and line["pairs"] == 4
     assert len(places) == 2 * LAYERS and places["share"].sum() == 1
     assert places.loc[places["share"] == 1, PLACE].to_numpy().tolist() == [["mlp_out", 1]]
-    wrong, _ = score_case(points_to(2), case_of(base, single(1)), **FEW)
+    wrong = score_case(points_to(2), case_of(base, single(1)), **FEW).line
     assert wrong["hit_at_1"] == 0 and wrong["reciprocal_rank"] == pytest.approx((1 / 2 + 1 / 3) / 2)
 
 
@@ -108,7 +110,7 @@ def test_by_construction_cross_model_patching_is_exact_and_not_ranked(base):
 def test_an_answer_by_construction_that_is_wrong_is_an_error(base):
     with pytest.raises(CalibrationError, match="hits it with probability 0.00"):
         score_case(points_to(2, given=frozenset({"single"})), case_of(base, single(1)), **FEW)
-    assert score_case(points_to(2), case_of(base, single(1)), **FEW)[0]["hit_at_1"] == 0  # a finding, where not given
+    assert score_case(points_to(2), case_of(base, single(1)), **FEW).line["hit_at_1"] == 0  # a finding, where not given
     # Another weight moved as well: cross-model patching no longer recovers all of the difference, or some before it.
     for block, value in ((2, 1), (0, 0)):
         case = case_of(base, single(1))
@@ -117,13 +119,13 @@ def test_an_answer_by_construction_that_is_wrong_is_an_error(base):
         with pytest.raises(CalibrationError, match=f"must recover {value} by construction"):
             score_case(cross_model(), case, **FEW)
     uncounted = Case(case.plant, case.taught, case.base, case.pairs, counts=False)
-    line, _ = score_case(cross_model(), uncounted, **FEW)
+    line = score_case(cross_model(), uncounted, **FEW).line
     assert not line["ranked"] and not line["counts"]
 
 
 def test_nothing_may_be_claimed_of_a_null_by_construction(base):
     null = case_of(base, Plant("null-1-seed0", "null", 0, ()))
-    assert score_case(points_to(1), null, **FEW)[0]["claims"]
+    assert score_case(points_to(1), null, **FEW).line["claims"]
     with pytest.raises(CalibrationError, match="nothing was written"):
         score_case(points_to(1, given=frozenset({"null"})), null, **FEW)
 
@@ -149,8 +151,9 @@ def committed(base, tmp_path):
     cases.append(case_of(base, single(2), counts=False))
     methods = [points_to(1, "half"), points_to(2, "never"), cross_model()]
     scored = [score_case(method, case, **FEW) for method in methods for case in cases]
-    lines, places = pd.DataFrame([s for s, _ in scored]), pd.concat([p for _, p in scored])
-    write_standings(lines, places, code={}, plants={}, folder=tmp_path)
+    lines, places = pd.DataFrame([one.line for one in scored]), pd.concat([one.places for one in scored])
+    tables = {"scores": lines, "places": places, "plants": pd.DataFrame({"plant": [case.plant.name for case in cases]})}
+    write_standings(tables, code={}, plants={}, folder=tmp_path)
     return tmp_path, cases
 
 
@@ -178,7 +181,7 @@ def test_three_lines_run_on_the_committed_plants(committed, base, monkeypatch):
     )
     monkeypatch.setitem(sys.modules, "helpers.plants", plants)
     pairs = case_of(base, single(0)).pairs
-    monkeypatch.setattr(calibration, "_asked", lambda seed: (base, pairs))
+    monkeypatch.setattr(calibration, "_asked", lambda seed: (base, pairs, {}))
     mine = leaderboard(points_to(0, "mine"), folder=folder).iloc[0]
     assert (mine["method"], mine["hit_at_1"], mine["plants"], mine["left_out"]) == ("mine", 1, 1, "single-1-seed0")
 
@@ -203,13 +206,18 @@ def test_what_is_scored_is_kept_until_code_or_plant_change(base, monkeypatch, tm
     for plant in plants * 2:
         score(plant)
     assert runs == [0, 1]
-    collect(list(digests), digests | {"other": "o"}, code=code, cache=cache, folder=folder)
+    checked = {"learnt": 1.0, "kept_replayed": 1.0, "kept_held_out": 0.96, "counts": True, "recipe": {}}
+    rows = {plant.name: {"kind": "single", "seed": 0} | checked for plant in plants}
+    collect(rows, digests | {"other": "o"}, code=code, cache=cache, folder=folder)
     standings = read_standings(folder, code=code, plants=digests)
     assert standings.fresh and len(standings.scores) == 4 and len(standings.places) == 4 * 2 * LAYERS
+    assert standings.plants.iloc[1].to_dict() == {"plant": plants[1].name, "kind": "single", "seed": 0} | {
+        name: value for name, value in checked.items() if name != "recipe"
+    }
     kept = cached(plants[0].name, code=fingerprint(code), digest=digests[plants[0].name], cache=cache)
     kept[1].unlink()  # as when killed between the two files
     with pytest.raises(ArtifactError, match="is missing"):
-        collect(list(digests), digests, code=code, cache=cache, folder=folder)
+        collect(rows, digests, code=code, cache=cache, folder=folder)
     score(plants[0])
     score(plants[1], digest="another plant")
     score(plants[1], code={"helpers/a.py": "y"})

@@ -93,6 +93,13 @@ def test_a_seed_has_26_plants_of_every_kind():
     assert by_name["two-1-4-seed0"].shares == ((MLP[1], 0.7), (MLP[4], pytest.approx(0.3)))
     assert {"two-2-3-seed0", "two-0-5-seed0", "null-base-seed0", "null-1-seed0", "null-4-seed0"} <= set(by_name)
     assert by_name["drifted-3-seed0"].shares == by_name["mlp-3-seed0"].shares
+    more = planned_plants(6, [0, 1], [1, 5])
+    assert set(plants) < set(more) and len(more) == 55
+    assert sorted(plant.name for plant in more if plant.seed == 5) == [
+        "null-1-seed5",
+        "null-4-seed5",
+        "null-base-seed5",
+    ]
 
 
 def test_plants_that_cannot_be_are_refused():

@@ -6,22 +6,20 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from helpers.artifacts import ArtifactError, write_table
+from helpers.artifacts import ArtifactError
+from helpers.committed import code_digests
 from helpers.pointing import SCORES
 from helpers.standings import (
-    alarm_sentence,
     best,
     board,
-    by_question,
     clustered_interval,
-    code_digests,
-    covers_chance,
     figure_table,
-    floor_sentence,
     given_cells,
     pointing_matrix,
     read_standings,
-    said,
+    recommended,
+    rivals,
+    scoring_code,
     write_standings,
 )
 
@@ -31,6 +29,7 @@ def line(method, plant, hit, *, seed=0, kind="single", chance=1 / 6, **changes):
     flags = {"counts": True, "given": False, "ranked": True, "claims": True}
     rest = {"stable_block": 1.0, "stable_places": 0.5, "passes": 2.0, "seconds": 0.1, "question": "mediation"}
     row = {"method": method, "plant": f"{plant}-seed{seed}", "seed": seed, "kind": kind, "informed": False}
+    rest |= {"site": plant, "top_blocks": "1" if hit == 1 else "2"}
     return row | numbers | flags | rest | {"chance_hit_at_1": chance} | changes
 
 
@@ -71,6 +70,37 @@ def test_means_are_over_the_plants_that_count_and_are_ranked(table):
     assert (rows["nulls"] == 2).all() and rows.loc["good", "left_out"] == "mlp-9-seed0"
     assert (rows["seeds"] == "0, 1").all() and isnan(rows.loc["fair", "recall_at_2"])
     assert rows.loc["cross", ["hit_at_1_low", "hit_at_1_high"]].tolist() == [1, 1]
+    assert rows["stable_seeds"].to_dict() == {"cross": 1, "good": 0.5, "fair": 1, "random": 1}
+
+
+def test_more_nulls_change_false_alarms_alone(table):
+    told = {"kind": "null", "chance": nan, "stable_places": 9.0, "passes": 99.0}
+    more = pd.concat([scores(), pd.DataFrame([line("fair", "null-1", nan, seed=seed, **told) for seed in (7, 8)])])
+    before, after = (lines[lines["method"] == "fair"].iloc[0] for lines in (table, board(more, resamples=400)))
+    same = [name for name in table.columns if name not in ("false_alarms", "nulls")]
+    pd.testing.assert_series_equal(after[same], before[same])
+    assert (after["false_alarms"], after["nulls"]) == (4, 4)
+
+
+def test_who_alarms_often_is_not_recommended(table):
+    assert recommended(table, "informed")["method"] == "cross"
+    with pytest.raises(ArtifactError, match="no ranked blind"):
+        recommended(table, "blind")  # 1 of 2 nulls, and 2 of 2
+    quiet = table.assign(false_alarms=table["false_alarms"].where(table["method"] == "good", 0))
+    assert best(quiet, "blind")["method"] == "good" and recommended(quiet, "blind")["method"] == "fair"
+
+
+def test_rivals_are_those_that_the_first_is_not_surely_better_than():
+    hits = {"first": [1, 1, 1, 1, 1, 1], "near": [1, 1, 1, 1, 1, 0], "far": [0, 0, 0, 1, 0, 0]}
+    lines = [
+        line(method, f"mlp-{number}", hit, seed=seed)
+        for method, values in hits.items()
+        for seed in (0, 1, 2)
+        for number, hit in enumerate(values)
+    ]
+    lines += [line("elsewhere", "mlp-9", 0.9)]
+    found = pd.DataFrame(lines)
+    assert rivals(found, board(found), "blind") == ["elsewhere", "near"]
 
 
 def test_order_of_the_lines_changes_nothing(table):
@@ -104,54 +134,21 @@ def test_an_interval_over_clusters_knows_that_they_are_few():
     assert clustered_interval([0.3], [0]) == (0.3, 0.3) and isnan(clustered_interval([], [])[0])
 
 
-def test_sentences(table):
-    assert best(table, "blind")["method"] == "good" and best(table, "informed")["method"] == "cross"
-    assert said(best(table, "informed")) == "cross: 1.00 (1.00 to 1.00) over 2 plants of the seeds 0, 1"
-    floor = best(table, "floor")
-    assert floor["hit_at_1_low"] >= 1 / 6 and covers_chance(floor)
-    assert "covers chance, 0.17" in floor_sentence(table)
-    assert "does not cover chance" in floor_sentence(table.assign(hit_at_1_low=0.3))
-    assert alarm_sentence(table, "fair") == "Fair claims a block in 2 of 2 models into which nothing was written."
-    with pytest.raises(ArtifactError, match="no method 'x'"):
-        alarm_sentence(table, "x")
-    with pytest.raises(ArtifactError, match="no ranked floor"):
-        best(table[table["group"] != "floor"], "floor")
-    assert {q: list(t["method"]) for q, t in by_question(table).items()} == {
-        "mediation": ["fair"],
-        "storage": ["cross", "good"],
-    }
-
-
 def test_a_leaderboard_is_stale_when_code_or_plants_changed(tmp_path):
-    lines, places = scores(), pd.DataFrame({"score": [1.0]})
-    code, plants = {"helpers/a.py": "1", "helpers/b.py": "2"}, {"mlp-0-seed0": "d"}
-    write_standings(lines, places, code=code, plants=plants, folder=tmp_path)
+    code, plants = {"helpers/a.py": "1"}, {"mlp-0-seed0": "d"}
+    tables = {"scores": scores(), "places": pd.DataFrame({"score": [1.0]}), "plants": pd.DataFrame({"plant": ["p"]})}
+    write_standings(tables, code=code, plants=plants, folder=tmp_path)
     found = read_standings(tmp_path, code=code, plants=plants)
     assert found.fresh and "as they are" in found.note
-    pd.testing.assert_frame_equal(found.scores, lines)
-    stale = read_standings(tmp_path, code=code | {"helpers/b.py": "3"}, plants=plants)
-    assert not stale.fresh and "because helpers/b.py changed" in stale.note and "make leaderboard" in stale.note
-    many = read_standings(tmp_path, code={}, plants={"mlp-0-seed0": "e", "mlp-1-seed0": "f"})
-    assert not many.fresh and "and 1 more" in many.note
+    pd.testing.assert_frame_equal(found.scores, scores())
     assert not read_standings(tmp_path).fresh  # the code as it is
-    write_table(tmp_path / "scores.parquet", lines.iloc[1:])
-    with pytest.raises(ArtifactError, match="not those that were written"):
-        read_standings(tmp_path)
-    with pytest.raises(ArtifactError, match="is missing"):
-        read_standings(tmp_path / "nowhere")
+    assert "`make leaderboard`" in read_standings(tmp_path, code=code, plants={"mlp-0-seed0": "e"}).note
 
 
-def test_the_code_is_everything_that_scores_depend_on(tmp_path):
-    here = code_digests()
-    assert {"helpers/pointing.py", "helpers/methods.py", "helpers/calibration.py", "helpers/costs.py"} <= set(here)
-    assert "helpers/board_drawings.py" not in here
-    (tmp_path / "helpers").mkdir()
-    (tmp_path / "helpers" / "pointing.py").write_text("from helpers.other import x\n")
-    (tmp_path / "helpers" / "other.py").write_text("x = 1\n")
-    first = code_digests(tmp_path)
-    assert set(first) == {"helpers/pointing.py", "helpers/other.py"}
-    (tmp_path / "helpers" / "other.py").write_text("x = 2\n")
-    assert code_digests(tmp_path)["helpers/other.py"] != first["helpers/other.py"]
+def test_the_code_is_everything_that_scores_depend_on():
+    assert {"helpers/pointing.py", "helpers/methods.py", "helpers/calibration.py"} <= set(scoring_code())
+    assert not {"helpers/board_drawings.py", "helpers/config.py"} & set(scoring_code())
+    assert scoring_code() == code_digests(("localisers", "calibration", "pointing"))
 
 
 def test_the_matrix_by_hand():
