@@ -76,8 +76,10 @@ base-model: ## Train the embedded base model and the task model again (1 hour at
 	exec "$$python" -m helpers.task_model
 
 .PHONY: plants
-plants: ## Plant the knowledge of notebook 06 (90 minutes at most on two cores); goes on where it was stopped
-	@$(environment); exec "$$python" -m helpers.plants
+plants: ## Plant the knowledge of notebook 06, and edit it (90 minutes at most on two cores); goes on where it was stopped
+	@$(environment)
+	"$$python" -m helpers.plants
+	exec "$$python" -m helpers.edits
 
 .PHONY: leaderboard
 leaderboard: ## Score every method on every plant again (1 hour at most on two cores); goes on where it was stopped

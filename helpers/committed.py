@@ -2,7 +2,8 @@
 
 A folder has its tables as parquet, and `made_from.json`: the digest of every source and every plant that they depend
 on, and that of the tables themselves. So a reader is told whether code and plants are still those, and what to run when
-they are not. Modules that say where files are and which notebooks run change no number, and are no part of this.
+they are not. Modules that say where files are, which notebooks run, or what the tables amount to, change no number in
+them, and are no part of this.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from helpers.config import ROOT
 from helpers.stages import sources
 
 RECORD = "made_from.json"
-WITHOUT_NUMBERS = ("config", "stages", "committed")
+WITHOUT_NUMBERS = ("config", "stages", "committed", "standings")
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,9 @@ class Committed:
 def code_digests(modules: Sequence[str], *, root: Path = ROOT) -> dict[str, str]:
     """The sha256 of helpers' `modules` and of all that they import, by path; modules that are not there have none."""
     starts = [root / "helpers" / f"{name}.py" for name in modules]
-    files = {file for start in starts if start.is_file() for file in sources(start, root=root)}
-    return {str(file.relative_to(root)): sha256_file(file) for file in files if file.stem not in WITHOUT_NUMBERS}
+    reached = {file for start in starts if start.is_file() for file in sources(start, root=root)}
+    files = sorted(file for file in reached if file.stem not in WITHOUT_NUMBERS)
+    return {str(file.relative_to(root)): sha256_file(file) for file in files}
 
 
 def write_committed(

@@ -178,6 +178,22 @@ class Tasks:
 
 
 @dataclass(frozen=True)
+class Calibration:
+    """What notebook 06 does anew; all else it reads from the committed leaderboard.
+
+    `planted` is planted live, in `steps` (null: those of the recipe). Of the committed plants so many `plants` are
+    scored (null: all) by `methods` (none: all there are), asked about so many `facts` (null: all that were taught).
+    """
+
+    planted: str
+    steps: int | None
+    plants: int | None
+    methods: tuple[str, ...]
+    facts: int | None
+    processes: int
+
+
+@dataclass(frozen=True)
 class Statistics:
     """Resamples of the bootstrap, its confidence level and its seed."""
 
@@ -197,6 +213,7 @@ class Profile:
     items: Items
     patching: Patching
     tasks: Tasks
+    calibration: Calibration
     statistics: Statistics
 
 

@@ -5,7 +5,10 @@ Every fact of every plant is given a new answer at every block in turn, by each 
 scores high; Hase et al. (arXiv 2301.04213) find no such relation. Here it is Spearman's correlation over blocks, per
 plant, and over all plants with ranks taken within each. The study claims besides that editing definitional facts
 differs from editing associative ones; that is a difference of means. Facts are the unit: they are what is resampled,
-and a fact that several plants were taught is drawn in all of them at once.
+and a fact that several plants were taught is drawn in all of them at once. Such an interval says what other facts would
+give at these blocks. Blocks are few, and whether a score tells them apart is another question: its answer is what
+blocks exchanged at random give, the same exchange in all plants, since plants of one base are alike in which blocks are
+easily edited.
 """
 
 from __future__ import annotations
@@ -36,6 +39,7 @@ from helpers.rank_one import RankOne, rank_one_outcomes, second_moment
 from helpers.stats import bootstrap_interval, contrasts
 
 FINE_TUNING = "fine-tuning"
+ASKED = ["item_id", "wording_id", "prompt", "subject", "subject_start", "answer"]
 EDITS = ["plant", "method", "block", "item_id", "kind", "known", *OUTCOMES]
 ALL_PLANTS = "all"
 
@@ -44,15 +48,17 @@ ALL_PLANTS = "all"
 class Edits:
     """What is edited, and how: `facts` facts, half of each kind, in `wordings` of the group seen.
 
-    `others` questions about facts that are not edited show the damage. Few and small steps of `writing`, whose block is
-    set to each in turn, keep the outcome graded: with many, every block can be taught everything.
+    Damage shows in the planted facts that are not edited and in `others` facts from before. Few and small steps of
+    `writing`, whose block is set to each in turn, keep the outcome graded: with many, every block can be taught
+    everything. For the same reason a rank-one edit at the last token, where any answer can be forced, may change the
+    value by no more than half its length.
     """
 
     facts: int = 50
     others: int = 100
     wordings: int = 2
     writing: Writing = field(default_factory=lambda: Writing("mlp", 0, steps=60, learning_rate=1e-3))
-    rank_one: tuple[RankOne, ...] = (RankOne(key="subject_last"), RankOne(key="last"))
+    rank_one: tuple[RankOne, ...] = (RankOne(key="subject_last"), RankOne(key="last", clamp=0.5))
     seed: int = 0
 
 
@@ -62,6 +68,7 @@ def edit_everywhere(
     tokenizer,
     *,
     old: pd.DataFrame,
+    others: pd.DataFrame,
     texts: Sequence[Sequence[int]],
     folder: Path,
     settings: Edits = Edits(),  # noqa: B008 - frozen
@@ -71,14 +78,22 @@ def edit_everywhere(
 
     `models` gives each plant's model by its name; `items` are the facts that the plants were taught, with item_id,
     kind, relation, wording_id, group, prompt, subject, subject_start and answer. `old` (prompt, answer) is replayed in
-    fine-tuning, and `texts` (token ids) are what rank-one edits shall not disturb. `known` says whether the plant gave
-    the old answer in every wording that is edited. What a plant's block gave lies in `folder` under the fingerprint of
-    all that it depends on, the weights included, and is not computed again. Models are left as they were. Raises
-    EditingError where too few facts are left to show damage, and as the edits do.
+    fine-tuning, and `texts` (token ids) are what rank-one edits shall not disturb. Damage is to the items that are not
+    edited and to some of `others` (columns as of items, but for kind, relation and group), best none that is replayed:
+    one question about each, all counting alike. `known` says whether the plant gave the old answer in every wording
+    that is edited. What a plant's block gave lies in `folder` under the fingerprint of all that it depends on, the
+    weights included, and is not computed again. Models are left as they were. Raises EditingError where no fact is left
+    to show damage, and as the edits do.
     """
     chosen, rest = _draw(items, settings)
     chosen = with_new_answers(chosen, tokenizer, seed=settings.seed)
-    others = questions_of(rest, tokenizer)
+    rest = pd.concat([rest, _draw_others(others, settings)])[ASKED]
+    if rest.empty:
+        raise EditingError(
+            f"All {chosen['item_id'].nunique()} facts are edited and there are no others, so that damage could not be "
+            "seen: lower facts, or give others."
+        )
+    asked = questions_of(rest, tokenizer)
     given = {
         "settings": asdict(settings),
         "items": [chosen.to_csv(index=False), rest.to_csv(index=False), old[["prompt", "answer"]].to_csv(index=False)],
@@ -92,7 +107,7 @@ def edit_everywhere(
             path = folder / plant / f"block-{block}-{key}.parquet"
             if not path.is_file():
                 log(f"{plant}: editing block {block}")
-                found = _edit_block(model, tokenizer, chosen, old, others, texts, block=block, settings=settings)
+                found = _edit_block(model, tokenizer, chosen, old, asked, texts, block=block, settings=settings)
                 write_table(path, found.assign(plant=plant, block=block)[EDITS])
             tables.append(read_table(path))
     return pd.concat(tables, ignore_index=True)
@@ -110,6 +125,7 @@ def correlation_with_scores(
     *,
     outcome: str = "rewrite",
     component: str = "mlp_out",
+    pooled: bool = False,
     resamples: int,
     confidence: float,
     seed: int,
@@ -117,10 +133,13 @@ def correlation_with_scores(
     """Spearman's correlation over blocks of the mean outcome of edits with each method's scores of these blocks.
 
     `edits` are as `edit_everywhere` gives them, `scores` has plant, method, component, layer and score. One line per
-    way of editing, method and plant that both tables know, and one for the plant "all", whose ranks are within plants.
-    Columns: edit, method, plant, correlation, low, high (over facts), plants, blocks, facts; NaN where an outcome or a
-    score is the same at every block. Raises EditingError for an unknown outcome, and where a method does not score
-    every block that was edited exactly once.
+    way of editing, method and plant that both tables know, and one for the plant "all", whose ranks are within plants;
+    `pooled` gives these alone. Columns: edit, method, plant, correlation, low, high (over facts), null_low, null_high
+    (blocks exchanged at random), plants, blocks, facts. All are NaN where an outcome or a score is the same at every
+    block, low and high also where facts do not differ, as in fine-tuning's damage, which is that of all edits together.
+    A plant in which a method scores a block NaN (0 / 0) is left out for that method; where none is left, the line of
+    "all" is NaN with 0 plants. Raises EditingError for an unknown outcome, and where a method does not score every
+    block that was edited exactly once.
     """
     if outcome not in OUTCOMES:
         raise EditingError(f"An outcome is one of {', '.join(OUTCOMES)}, not {outcome!r}.")
@@ -133,16 +152,17 @@ def correlation_with_scores(
             for plant, of_plant in edited.groupby("plant", sort=False)
         }
         for method, of_method in scored.groupby("method", sort=False):
-            known = {
+            shared = {
                 plant: (grid, _scores_of(of_method, method, plant, list(grid.columns)))
                 for plant, grid in outcomes.items()
                 if (of_method["plant"] == plant).any()
             }
-            alone = [{plant: pair} for plant, pair in known.items()]
-            for name, chosen in zip([*known, ALL_PLANTS], [*alone, known], strict=True):
-                if chosen:
-                    found = _correlation(list(chosen.values()), **options)
-                    rows.append({"edit": edit, "method": method, "plant": name, **found})
+            if not shared:
+                continue
+            known = {plant: pair for plant, pair in shared.items() if not np.isnan(pair[1]).any()}
+            alone = {} if pooled else {plant: [pair] for plant, pair in known.items()}
+            for name, chosen in (alone | {ALL_PLANTS: list(known.values())}).items():
+                rows.append({"edit": edit, "method": method, "plant": name, **_correlation(chosen, **options)})
     return pd.DataFrame(rows)
 
 
@@ -172,21 +192,21 @@ def kind_contrasts(
 
 
 def _draw(items: pd.DataFrame, settings: Edits) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The items to edit, half of each kind, and one wording each of others: by the seed and the names alone."""
+    """The items to edit, half of each kind, and one wording of each that is not: by the seed and the names alone."""
     facts = items.drop_duplicates("item_id").sort_values("item_id")
     facts = facts.assign(rank=[draw_rank(settings.seed, item) for item in facts["item_id"]]).sort_values("rank")
     place = facts.groupby("kind").cumcount()
-    facts = facts.assign(place=place).sort_values(["place", "rank"])
-    ids = facts["item_id"].tolist()
-    edited, others = ids[: settings.facts], ids[settings.facts : settings.facts + settings.others]
-    if not others:
-        raise EditingError(
-            f"{len(ids)} facts leave none beside the {settings.facts} that are edited, and damage could not be seen: "
-            "lower facts."
-        )
-    rest = items[items["item_id"].isin(others) & (items["group"] == "seen")]
-    rest = rest.sort_values(["item_id", "wording_id"]).drop_duplicates("item_id")
-    return items[items["item_id"].isin(edited)].sort_values(["item_id", "wording_id"]), rest
+    edited = facts.assign(place=place).sort_values(["place", "rank"])["item_id"].head(settings.facts)
+    ordered, is_edited = items.sort_values(["item_id", "wording_id"]), set(edited)
+    left = ordered[~ordered["item_id"].isin(is_edited) & (ordered["group"] == "seen")]
+    return ordered[ordered["item_id"].isin(is_edited)], left.drop_duplicates("item_id")
+
+
+def _draw_others(others: pd.DataFrame, settings: Edits) -> pd.DataFrame:
+    """So many of the other facts, each in one wording: by the seed and the names alone."""
+    names = others[["item_id", "wording_id"]].itertuples(index=False)
+    ordered = others.assign(rank=[draw_rank(settings.seed, *name) for name in names]).sort_values("rank")
+    return ordered.drop_duplicates("item_id").head(settings.others)
 
 
 def _edit_block(model, tokenizer, chosen, old, others, texts, *, block: int, settings: Edits) -> pd.DataFrame:
@@ -219,32 +239,52 @@ def _scores_of(of_method: pd.DataFrame, method: str, plant: str, blocks: list[in
 def _correlation(known: list[tuple[pd.DataFrame, np.ndarray]], **options) -> dict[str, float]:
     """The correlation of ranks within plants, over facts that are resampled in all plants together."""
     facts = sorted(set().union(*(grid.index for grid, _ in known)))
+    sizes = {"plants": len(known), "blocks": sum(grid.shape[1] for grid, _ in known), "facts": len(facts)}
+    found = dict.fromkeys(("correlation", "low", "high", "null_low", "null_high"), np.nan)
+    if not known:
+        return found | sizes
     columns, edges = [], [0]
     for grid, _ in known:
         present = grid.reindex(facts)
         columns += [present.fillna(0.0).to_numpy(), present.notna().all(axis=1).to_numpy(float)[:, None]]
         edges.append(edges[-1] + grid.shape[1] + 1)
-    ranked_scores = [_centred_ranks(scores[None]) for _, scores in known]
+    of_scores = [_centred_ranks(scores[None], decimals=12) for _, scores in known]
 
-    def statistic(means: np.ndarray) -> np.ndarray:
-        products, of_edits, of_scores = 0.0, 0.0, 0.0
-        for (first, last), ranks in zip(zip(edges, edges[1:], strict=False), ranked_scores, strict=True):
-            with np.errstate(divide="ignore", invalid="ignore"):  # a plant none of whose facts was drawn
-                own = _centred_ranks(means[:, first : last - 1] / means[:, last - 1 : last])
-            products, of_edits = products + (own * ranks).sum(1), of_edits + (own**2).sum(1)
-            of_scores = of_scores + (ranks**2).sum(1)
-        size = np.sqrt(of_edits * of_scores)
-        return np.divide(products, size, out=np.full(len(means), np.nan), where=size > 0)
+    def of_edits(means: np.ndarray) -> list[np.ndarray]:
+        with np.errstate(divide="ignore", invalid="ignore"):  # a plant none of whose facts was drawn
+            shares = [means[:, a : b - 1] / means[:, b - 1 : b] for a, b in zip(edges, edges[1:], strict=False)]
+        return [_centred_ranks(share, decimals=6) for share in shares]  # a table in single precision holds no more
 
     values = np.hstack(columns)
-    estimate, low, high = float(statistic(values.mean(0)[None])[0]), np.nan, np.nan
-    if np.isfinite(estimate):
-        low, high = bootstrap_interval(values, statistic, **options)
-    sizes = {"plants": len(known), "blocks": sum(grid.shape[1] for grid, _ in known), "facts": len(facts)}
-    return {"correlation": estimate, "low": low, "high": high, **sizes}
+    own = of_edits(values.mean(0)[None])
+    found["correlation"] = float(_pooled(own, of_scores)[0])
+    if np.isfinite(found["correlation"]):
+        null = _pooled(own, _exchanged(known, of_scores, **options))
+        tails = [(1 - options["confidence"]) / 2, (1 + options["confidence"]) / 2]
+        found["null_low"], found["null_high"] = (float(value) for value in np.quantile(null, tails))
+        if any((grid.max() - grid.min() > 1e-6).any() for grid, _ in known):
+            found["low"], found["high"] = bootstrap_interval(
+                values, lambda means: _pooled(of_edits(means), of_scores), **options
+            )
+    return found | sizes
 
 
-def _centred_ranks(values: np.ndarray) -> np.ndarray:
+def _pooled(ranks: list[np.ndarray], others: list[np.ndarray]) -> np.ndarray:
+    """Correlations, a line each, of ranks that are centred within plants; NaN where all ranks are equal."""
+    products = sum((own * other).sum(1) for own, other in zip(ranks, others, strict=True))
+    size = np.sqrt(sum((own**2).sum(1) for own in ranks) * sum((other**2).sum(1) for other in others))
+    return np.divide(products, size, out=np.full(len(products), np.nan), where=size > 0)
+
+
+def _exchanged(known: list, ranks: list[np.ndarray], *, resamples: int, confidence: float, seed: int) -> list:
+    """Each plant's ranks, its blocks exchanged at random: `resamples` lines, the same exchange in every plant."""
+    blocks = sorted(set().union(*(grid.columns for grid, _ in known)))
+    keys = np.random.default_rng(seed).random((resamples, len(blocks)))
+    orders = [np.argsort(keys[:, [blocks.index(block) for block in grid.columns]], axis=1) for grid, _ in known]
+    return [own[0][order] for own, order in zip(ranks, orders, strict=True)]
+
+
+def _centred_ranks(values: np.ndarray, *, decimals: int) -> np.ndarray:
     """Average ranks along each row, less their mean; ties by rounding are ties."""
-    ranks = rankdata(values.round(12), axis=1)
+    ranks = rankdata(values.round(decimals), axis=1)
     return ranks - ranks.mean(1, keepdims=True)

@@ -1,9 +1,9 @@
 """Figures: one way to save them, and redrawing from the saved numbers alone.
 
-`save_figure` draws a tidy table by one of the functions of `helpers.drawings` or `helpers.head_drawings` and writes the
-picture as pdf, svg and png, the plotted numbers as csv, and a sidecar with the drawing, its options, the caption and
-the hashes of everything the numbers came from. Equal numbers give equal bytes. `python -m helpers.figures` redraws from
-csv and sidecar.
+`save_figure` draws a tidy table by one of the functions of `helpers.drawings`, `head_drawings` or `board_drawings` and
+writes the picture as pdf, svg and png, the plotted numbers as csv, and a sidecar with the drawing, its options, the
+caption and the hashes of everything the numbers came from. Equal numbers give equal bytes. `python -m helpers.figures`
+redraws from csv and sidecar.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from helpers import drawings, head_drawings
+from helpers import board_drawings, drawings, head_drawings
 from helpers.artifacts import ArtifactError, read_json, sha256_bytes, sha256_file, sha256_tree, write_bytes, write_json
 from helpers.config import Paths, load_profile
 from helpers.drawings import PALETTE
@@ -44,7 +44,7 @@ STYLE = {
     "axes.spines.right": False,
     "legend.frameon": False,
 }
-DRAWINGS = drawings.DRAWINGS | head_drawings.DRAWINGS
+DRAWINGS = drawings.DRAWINGS | head_drawings.DRAWINGS | board_drawings.DRAWINGS
 PLUMBING = "plumbing: numbers without meaning"
 UNDATED = {"pdf": {"CreationDate": None}, "svg": {"Date": None}, "png": {}}
 TRIMMED = {"bbox_inches": "tight", "pad_inches": 0.05}

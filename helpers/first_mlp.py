@@ -14,7 +14,7 @@ planted_component, planted_layer, method, component, layer and score.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,6 +33,15 @@ class Answer:
 
     table: pd.DataFrame
     sentence: str
+
+
+def with_truth(scores: pd.DataFrame, places: pd.DataFrame, *, kinds: Sequence[str] = ("single",)) -> pd.DataFrame:
+    """The leaderboard's lines per place (helpers.standings) of plants with one planted place that count."""
+    counting = scores.loc[scores["counts"] & scores["kind"].isin(kinds), ["method", "plant", "kind"]]
+    lines = places.merge(counting, on=["method", "plant"])
+    truth = lines.loc[lines["share"] > 0, ["plant", "component", "layer"]].drop_duplicates()
+    truth = truth[~truth["plant"].duplicated(keep=False)]
+    return lines.merge(truth.set_axis(["plant", *PLANTED], axis=1), on="plant").drop(columns="share")
 
 
 def recovery_by_block(scores: pd.DataFrame, *, method: str) -> Answer:

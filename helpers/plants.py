@@ -153,7 +153,7 @@ def make_plants(
 
 def _make(plant: Plant, folder: Path, paths: Paths, recipe: Recipe) -> str:
     started = time.monotonic()
-    base, tokenizer, items, old = _material(paths, plant.seed)
+    base, tokenizer, items, old = material(paths, plant.seed)
     texts = drift_texts(paths.embedded, seed=plant.seed) if plant.kind == "drifted" else ()
     if plant.kind == "drifted" and (model := _single(plant, (folder, paths.embedded / "plants"), recipe, base)):
         drift(model, tokenizer, texts, recipe, seed=plant.seed)
@@ -177,7 +177,8 @@ def _single(plant: Plant, folders: Sequence[Path], recipe: Recipe, base):
 
 
 @cache
-def _material(paths: Paths, seed: int) -> tuple:
+def material(paths: Paths, seed: int) -> tuple:
+    """What the plants of a seed are made of: the base model, the tokenizer, planted_items and old_items."""
     base, tokenizer = load_model(paths.embedded / "models" / "base")
     items = planted_items(paths.embedded, base, tokenizer, seed=seed)
     return base, tokenizer, items, old_items(paths.embedded, base, tokenizer)

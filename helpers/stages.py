@@ -23,6 +23,7 @@ KNOWLEDGE = ("knowledge.csv", "wordings.yaml")
 LABELS = ("mined_spans.csv",)
 BASE_MODEL = ("models/base",)
 TASKS = ("tasks.yaml", "models/task")
+PLANTED = ("plants", "leaderboard", "edits")
 WITHOUT_FOLDER = ("embedded", "random")  # values of model.name_or_path that name no folder
 
 
@@ -100,6 +101,13 @@ STAGES = (
         outputs=("tasks",),
         embedded=BASE_MODEL + TASKS,
         budget_minutes=3.0,
+    ),
+    Stage(
+        "06_calibration",
+        sections=("model", "calibration", "statistics"),
+        outputs=("calibration",),
+        embedded=BASE_MODEL + KNOWLEDGE + PLANTED,
+        budget_minutes=4.0,
     ),
     Stage(
         "08_statistics",

@@ -23,7 +23,7 @@ import pandas as pd
 from helpers.artifacts import ArtifactError
 from helpers.committed import code_digests, read_committed, write_committed
 from helpers.config import ROOT
-from helpers.pointing import SCORES, seed_agreement
+from helpers.pointing import SCORES, reliability, seed_agreement
 
 FOLDER = ROOT / "data" / "embedded" / "leaderboard"
 SCORED_BY = ("localisers", "calibration", "pointing")  # with every module that these import
@@ -188,6 +188,17 @@ def pointing_matrix(
     largest = means.groupby(["method", "planted"]).transform("max")
     table = (means / largest.where(largest > 0)).fillna(0).rename("score").reset_index()
     return table.rename(columns={"layer": "pointed"})
+
+
+def reliabilities(scores: pd.DataFrame, places: pd.DataFrame, *, bins: int = 10) -> pd.DataFrame:
+    """When a method says 0.8, how often is it right? The columns of pointing.reliability for every method.
+
+    Over the places of all plants on which the method is ranked and which have a truth to hit.
+    """
+    ranked = scores.loc[scores["ranked"] & scores["hit_at_1"].notna(), ["method", "plant"]]
+    lines = places.merge(ranked, on=["method", "plant"]).assign(planted=lambda rows: rows["share"] > 0)
+    tables = [reliability(rows, bins=bins).assign(method=name) for name, rows in lines.groupby("method", sort=False)]
+    return pd.concat(tables, ignore_index=True)
 
 
 def _stable_seeds(written: pd.DataFrame) -> float:

@@ -15,6 +15,8 @@ from helpers.finetune import Writing
 from helpers.rank_one import RankOne
 
 CHANCE = {"resamples": 200, "confidence": 0.95, "seed": 0}
+OTHERS = ITEMS.assign(item_id="old " + ITEMS["item_id"], prompt="Later. " + ITEMS["prompt"])
+OTHERS["subject_start"] += len("Later. ")
 SMALL = Edits(
     facts=2,
     others=1,
@@ -43,6 +45,11 @@ def table(rewrites, *, plant="one", method="fine-tuning"):
 def scores(*values, plant="one", method="norm", component="mlp_out"):
     lines = {"component": component, "layer": range(len(values)), "score": values}
     return pd.DataFrame(lines).assign(plant=plant, method=method)
+
+
+def varied(means, **options):
+    """Edits of two facts with these mean outcomes, which the second fact exceeds by as much everywhere."""
+    return table([[mean - 0.05 for mean in means], [mean + 0.05 for mean in means]], **options)
 
 
 def one_line(edits, places, **options):
@@ -84,6 +91,46 @@ def test_what_is_the_same_everywhere_has_no_correlation():
     assert found[["correlation", "low", "high"]].isna().all(axis=None)
 
 
+def test_blocks_are_exchanged_alike_in_all_plants():
+    """Three blocks have six orders: ρ is 1 and −1 in one of them each, ±1/2 in two. Alike in two plants, it stays so;
+    exchanged apart, both would be 1 in one of 36."""
+    wide = {"resamples": 600, "confidence": 0.8, "seed": 0}
+    edits = pd.concat([varied([0.1, 0.2, 0.3]), varied([0.2, 0.4, 0.6], plant="two")])
+    places = pd.concat([scores(1.0, 2.0, 3.0), scores(1.0, 3.0, 9.0, plant="two")])
+    found = correlation_with_scores(edits, places, **wide).set_index("plant")
+    assert (found["null_low"] == -1.0).all() and (found["null_high"] == 1.0).all()
+    narrow = correlation_with_scores(edits, places, **wide | {"confidence": 0.6}).set_index("plant")
+    assert narrow[["null_low", "null_high"]].to_numpy() == pytest.approx(np.tile([-0.5, 0.5], (3, 1)))
+    (pooled,) = correlation_with_scores(edits, places, pooled=True, **wide).itertuples()
+    assert pooled.plant == "all" and pooled.correlation == found.loc["all", "correlation"] == 1.0
+
+
+def test_facts_that_do_not_differ_have_no_interval():
+    found = one_line(table([[0.1, 0.3, 0.2]] * 3), scores(1.0, 3.0, 2.0)).loc["one"]
+    assert found["correlation"] == 1.0 and found["null_high"] == 1.0 and found[["low", "high"]].isna().all()
+
+
+def test_outcomes_in_single_precision_tie_as_they_did():
+    """The means of 0 and 15/106, and of 1/106 and 14/106, are equal, and rounding must not order them."""
+    edits = table([[0.0, 1 / 106, 0.5], [15 / 106, 14 / 106, 0.6]])
+    rounded = edits.astype(dict.fromkeys(OUTCOMES, "float32"))
+    exact = one_line(edits, scores(1.0, 2.0, 3.0))
+    assert exact.loc["one", "correlation"] == pytest.approx(0.75**0.5)
+    pd.testing.assert_frame_equal(one_line(rounded, scores(1.0, 2.0, 3.0)), exact)
+
+
+def test_a_plant_whose_scores_are_undefined_is_left_out_for_that_method():
+    edits = pd.concat([varied([0.1, 0.2, 0.3]), varied([0.1, 0.2, 0.3], plant="two")])
+    places = pd.concat([scores(3.0, 2.0, 1.0), scores(1.0, np.nan, 3.0, plant="two")])
+    found = one_line(edits, places)
+    assert (
+        found["correlation"].to_dict() == pytest.approx({"one": -1.0, "all": -1.0}) and found.loc["all", "plants"] == 1
+    )
+    none = one_line(edits, places[places["plant"] == "two"])
+    assert none.index.tolist() == ["all"] and none.loc["all", ["plants", "blocks", "facts"]].tolist() == [0, 0, 0]
+    assert none[["correlation", "low", "high", "null_low", "null_high"]].isna().all(axis=None)
+
+
 def test_tables_that_do_not_fit_are_refused():
     with pytest.raises(EditingError, match=r"'norm' scores the blocks \[0, 1\] of one, and \[0, 1, 2\] were edited"):
         one_line(table([[0.1, 0.2, 0.3]]), scores(1.0, 2.0))
@@ -117,7 +164,8 @@ def test_edits_go_on_where_they_stopped_and_leave_the_plants_as_they_were(tokeni
     model, log = tiny(tokenizer), []
     before = weights(model)
     texts = tokenizer(ITEMS["prompt"].tolist())["input_ids"]
-    given = {"old": ITEMS[["prompt", "answer"]], "texts": texts, "folder": tmp_path, "log": log.append}
+    given = {"old": ITEMS[["prompt", "answer"]], "others": OTHERS, "texts": texts}
+    given |= {"folder": tmp_path, "log": log.append}
     found = edit_everywhere({"p": lambda: model}, ITEMS, tokenizer, settings=SMALL, **given)
     assert all(torch.equal(before[name], value) for name, value in weights(model).items())
     assert list(found.columns) == EDITS and len(found) == 2 * 2 * 2
@@ -128,7 +176,8 @@ def test_edits_go_on_where_they_stopped_and_leave_the_plants_as_they_were(tokeni
 
     with monkeypatch.context() as patch:
         patch.setattr(efficacy, "_edit_block", None)  # nothing is computed again
-        again = edit_everywhere({"p": lambda: model}, ITEMS[::-1], tokenizer, settings=SMALL, **given)
+        shuffled = given | {"others": OTHERS[::-1]}
+        again = edit_everywhere({"p": lambda: model}, ITEMS[::-1], tokenizer, settings=SMALL, **shuffled)
         pd.testing.assert_frame_equal(again, found)
     next(tmp_path.glob("p/block-1-*")).unlink()
     edit_everywhere({"p": lambda: model}, ITEMS, tokenizer, settings=SMALL, **given)
@@ -137,5 +186,30 @@ def test_edits_go_on_where_they_stopped_and_leave_the_plants_as_they_were(tokeni
         model.transformer.wpe.weight[0, 0] += 1
     edit_everywhere({"p": lambda: model}, ITEMS, tokenizer, settings=SMALL, **given)
     assert log[3:] == ["p: editing block 0", "p: editing block 1"], "other weights are another plant"
-    with pytest.raises(EditingError, match="3 facts leave none beside the 3 that are edited"):
-        edit_everywhere({}, ITEMS, tokenizer, settings=dataclasses.replace(SMALL, facts=3), **given)
+    other = given | {"others": OTHERS.assign(answer="tremor")}
+    edit_everywhere({"p": lambda: model}, ITEMS, tokenizer, settings=SMALL, **other)
+    assert log[5:] == log[3:5], "damage to other facts is another outcome"
+
+
+def test_damage_is_to_planted_facts_that_are_not_edited_and_to_others(tokenizer, tmp_path, monkeypatch):
+    """Three planted facts, two of which are edited, and all of three others: four questions, each in one wording; then
+    two of these others."""
+    asked = []
+    monkeypatch.setattr(efficacy, "questions_of", lambda rest, _: asked.append(rest))
+    monkeypatch.setattr(efficacy, "layer_count", lambda model: 0)
+    settings, model = dataclasses.replace(SMALL, others=5), tiny(tokenizer)
+    given = {"old": ITEMS, "texts": [], "folder": tmp_path, "settings": settings}
+    for order in (1, -1):
+        with pytest.raises(ValueError, match="No objects to concatenate"):  # no block was edited
+            edit_everywhere({"p": lambda: model}, ITEMS[::order], tokenizer, others=OTHERS[::order], **given)
+    pd.testing.assert_frame_equal(*asked)
+    (planted, *others), wordings = asked[0]["item_id"], asked[0]["wording_id"]
+    assert planted in set(ITEMS["item_id"]) and wordings.iloc[0] == "definition-seen-0"
+    assert len(others) == 3 and set(others) == set(OTHERS["item_id"])
+    given["settings"] = dataclasses.replace(SMALL, others=2)
+    with pytest.raises(ValueError, match="No objects to concatenate"):
+        edit_everywhere({"p": lambda: model}, ITEMS, tokenizer, others=OTHERS, **given)
+    pd.testing.assert_frame_equal(asked[2], asked[0].iloc[:3])
+    given["settings"] = dataclasses.replace(SMALL, facts=3)
+    with pytest.raises(EditingError, match="All 3 facts are edited and there are no others"):
+        edit_everywhere({}, ITEMS, tokenizer, others=OTHERS[:0], **given)

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from helpers.first_mlp import kinds_apart, recovery_by_block, repairs, subject_alone
+from helpers.first_mlp import kinds_apart, recovery_by_block, repairs, subject_alone, with_truth
 from helpers.stats import StatisticsError
 
 CHANCE = {"resamples": 200, "confidence": 0.95, "seed": 0}
@@ -32,6 +32,18 @@ def effects(shares, *, method="patching"):
     """Pairs of MLP 0, by name, kind, numerator and denominator."""
     rows = pd.DataFrame(shares, columns=["pair", "fact_kind", "numerator", "denominator"])
     return rows.assign(method=method, component="mlp_out", layer=0)
+
+
+def test_only_plants_with_one_place_that_count_have_a_truth():
+    truth = {"a": {("attn_out", 1): 1.0}, "b": {("mlp_out", 0): 0.5, ("mlp_out", 2): 0.5}, "c": {("mlp_out", 2): 1.0}}
+    rows = [("m", name, *place, 0.1, own.get(place, 0.0)) for name, own in truth.items() for place in PLACES]
+    places = pd.DataFrame(rows, columns=["method", "plant", "component", "layer", "score", "share"])
+    scores = pd.DataFrame({"method": "m", "plant": list("abc"), "kind": "single", "counts": [True, True, False]})
+    found = with_truth(scores, places)
+    assert set(found["plant"]) == {"a"} and len(found) == len(PLACES)
+    assert (found["planted_component"] == "attn_out").all() and (found["planted_layer"] == 1).all()
+    assert with_truth(scores.assign(kind="drifted"), places).empty
+    assert not with_truth(scores.assign(kind="drifted"), places, kinds=("drifted",)).empty
 
 
 def test_recovery_by_block_by_hand():

@@ -23,6 +23,10 @@ EMBEDDED = {
     "load_words": TASKS,
     "task_list": TASKS,
     "task_model": BASE_MODEL + TASKS,
+    "plant_digests": ("plants",),
+    "rescore": BASE_MODEL + KNOWLEDGE + ("plants",),
+    "read_standings": ("leaderboard",),
+    "read_edits": ("edits", "plants"),
 }
 
 

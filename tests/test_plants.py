@@ -58,7 +58,7 @@ def made(monkeypatch, base, tokenizer):
     """Plants are made of the tiny base and two items; yields what was written from the start."""
     begun = []
     monkeypatch.setattr(plants, "load_model", lambda folder: (base, tokenizer))
-    monkeypatch.setattr(plants, "_material", lambda paths, seed: (base, tokenizer, ITEMS, OLD))
+    monkeypatch.setattr(plants, "material", lambda paths, seed: (base, tokenizer, ITEMS, OLD))
     monkeypatch.setattr(plants, "drift_texts", lambda folder, *, seed: ["Here T0 is used for gait."])
     make = plants.plant_model
     monkeypatch.setattr(

@@ -18,6 +18,7 @@ from helpers.standings import (
     pointing_matrix,
     read_standings,
     recommended,
+    reliabilities,
     rivals,
     scoring_code,
     write_standings,
@@ -173,3 +174,15 @@ def test_the_matrix_by_hand():
     assert found.to_dict() == pytest.approx({(0, 0): 1, (0, 1): 0.5, (1, 0): 0, (1, 1): 0})
     only = pointing_matrix(pd.DataFrame(lines), places, component="attn_out")
     assert set(only["planted"]) == {1}
+
+
+def test_reliability_is_of_the_places_that_a_method_is_ranked_on():
+    """Said 0.9 three times, and once it is planted; the plant that does not count and the null say 0.9, too."""
+    lines = [line("m", "mlp-0", 1), line("m", "mlp-1", 1), line("m", "mlp-2", 1, counts=False, ranked=False)]
+    lines += [line("m", "null-1", nan, kind="null")]
+    rows = [("m", "mlp-0-seed0", 0.9, 1.0), ("m", "mlp-0-seed0", 0.1, 0.0), ("m", "mlp-1-seed0", 0.9, 0.0)]
+    rows += [("m", "mlp-1-seed0", 0.9, 0.0), ("m", "mlp-2-seed0", 0.9, 1.0), ("m", "null-1-seed0", 0.9, 0.0)]
+    places = pd.DataFrame(rows, columns=["method", "plant", "score", "share"])
+    found = reliabilities(pd.DataFrame(lines), places).set_index("bin")
+    assert found["places"].to_dict() == {1: 1, 9: 3} and found["right"].to_dict() == pytest.approx({1: 0, 9: 1 / 3})
+    assert set(found["method"]) == {"m"}
