@@ -26,7 +26,7 @@ from helpers.artifacts import ArtifactError, fingerprint, read_table, write_tabl
 from helpers.config import ROOT, Paths
 from helpers.costs import counted
 from helpers.donors import symmetric_replacement
-from helpers.methods import COMPONENTS, PLACE, Method, Models, Place, apply, place_scores
+from helpers.methods import COMPONENTS, LAST_BLOCK, PLACE, Method, Models, Place, apply, place_scores
 from helpers.models import load_model
 from helpers.pairs import PromptPair
 from helpers.pointing import chance, claims, point, stability, top_blocks
@@ -80,7 +80,7 @@ def score_case(method: Method, case: Case, *, resamples: int = RESAMPLES) -> Sco
     positions = float(np.mean([pair.positions for pair in case.pairs]))
     with counted([case.taught, case.base], positions=positions) as cost:
         found = apply(method, Models(case.taught, case.base), case.pairs)
-    scores, given = place_scores(found), plant.kind in method.given
+    scores, given = place_scores(found), is_given(method, plant, layers)
     if given and case.counts:
         check_given(method, plant, found)
     claim = claims(found, resamples=resamples)
@@ -121,6 +121,12 @@ def score_method(method: Method, cases: Iterable[Case], *, resamples: int = RESA
     passes of one prompt, per pair), seconds. Raises CalibrationError as check_given does.
     """
     return pd.DataFrame([score_case(method, case, resamples=resamples).line for case in cases])
+
+
+def is_given(method: Method, plant, layers: int) -> bool:
+    """Whether a method's answer about a plant holds by construction, in a model of so many layers."""
+    at_the_end = plant.kind == "single" and all(place.layer == layers - 1 for place, _ in plant.shares)
+    return plant.kind in method.given or (at_the_end and LAST_BLOCK in method.given)
 
 
 def check_given(method: Method, plant, found: pd.DataFrame) -> None:

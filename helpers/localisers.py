@@ -7,14 +7,15 @@ directly, or draws.
 
 What its authors ask with it is a method's `question`. Patching between two subjects and ablation ask through which
 activations an answer flows: mediation. Comparing two models asks what was written: storage. The study asks for storage
-with a patch between two answers.
+with a patch between two answers, and causal tracing (Meng et al.), which restores clean activations in a run whose
+subject is noise, where facts are stored.
 
 `given` are the kinds of plant that a method cannot miss. Where one block was changed, cross-model patching at all
 positions recovers exactly 0 below it and exactly 1 at the changed place, by algebra. At the last subject token, and at
 the last one, only the zeros below are given: what the changed place carries there is a finding, but for the last block,
-of which the last token alone is read, so that a change of its MLP carries 1 there and 0 at the subject. With two blocks
-changed the zeros below the lower one are given, and nothing else: neither has to carry all, and what lies between them
-carries something. The norm of the change is 0 wherever nothing was written.
+of which the last token alone is read: a change there carries 1 at it, which is given, and 0 at the subject, where the
+method cannot but miss. With two blocks changed the zeros below the lower one are given, and nothing else: neither has
+to carry all, and what lies between them carries something. The norm of the change is 0 wherever nothing was written.
 """
 
 from __future__ import annotations
@@ -28,15 +29,16 @@ from helpers.ablation import VALUES, ablations, optimal_ablations
 from helpers.attribution import attribute
 from helpers.draws import draw_rank
 from helpers.integrated import integrated_attributions
-from helpers.methods import COMPONENTS, PER_PAIR, Method, Models, places_of
+from helpers.methods import COMPONENTS, LAST_BLOCK, PER_PAIR, Method, Models, places_of
 from helpers.metrics import with_effects
+from helpers.models import model_digest
 from helpers.noise import GaussianNoise, embedding_deviation
 from helpers.pairs import PromptPair
 from helpers.patching import measure_runs
 from helpers.published_places import published_recoveries
 from helpers.recoveries import carried, having, recoveries, stream_gains
 from helpers.streams import direct_attribution
-from helpers.weight_change import weight_changes
+from helpers.weight_change import weight_changes, weight_norms
 
 Score = Callable[[object, Sequence[PromptPair]], pd.DataFrame]
 DIRECTIONS = ("denoising", "noising")
@@ -47,7 +49,8 @@ METRICS = {
     "log_probability": "log-probability",
     "kl_divergence": "KL divergence",
 }
-ONE_PLACE, WRITTEN = frozenset({"single"}), frozenset({"single", "two"})
+WRITTEN = frozenset({"single", "two"})
+BETWEEN_MODELS = {"all": frozenset({"single"}), "subject_last": frozenset(), "last": frozenset({LAST_BLOCK})}
 
 
 def blind(name: str, score: Score, *, question: str = "mediation") -> Method:
@@ -67,12 +70,11 @@ def difference(name: str, score: Score) -> Method:
 
 def cross_model(direction: str, position: str) -> Method:
     """The method that carries activations from one model to the other, at all positions or at one role's tokens."""
-    given = ONE_PLACE if position == "all" else frozenset()
 
     def locate(models: Models, pairs: Sequence[PromptPair]) -> pd.DataFrame:
         return carried(models.taught, models.base, pairs, direction=direction, position=position)
 
-    return Method(f"cross-model {direction}, {WHERE[position]}", "storage", True, locate, given)
+    return Method(f"cross-model {direction}, {WHERE[position]}", "storage", True, locate, BETWEEN_MODELS[position])
 
 
 def weight_change(name: str, *, relative: bool) -> Method:
@@ -122,9 +124,10 @@ def direct_contributions(model, pairs: Sequence[PromptPair]) -> pd.DataFrame:
 
 
 def random_draws(model, pairs: Sequence[PromptPair]) -> pd.DataFrame:
-    """A number from 0 to 1 for every pair and place, which only the names of both decide."""
+    """A number from 0 to 1 for every pair and place, drawn anew for every model: each plant has draws of its own."""
+    weights = model_digest(model)
     rows = [
-        (pair.pair_id, place.component, place.layer, _uniform(pair.pair_id, place.component, place.layer), 1.0)
+        (pair.pair_id, place.component, place.layer, _uniform(weights, pair.pair_id, place.component, place.layer), 1.0)
         for pair in pairs
         for place in places_of(model)
     ]
@@ -151,7 +154,7 @@ def _blind() -> list[Method]:
         if metric != "logit_difference":
             methods.append(blind(f"denoising {places}, {metric_name}", patching(metric=metric, **whole)))
         noised = patching(metric=metric, noised=True, **whole)
-        methods.append(blind(f"denoising {places}, Gaussian noise, {metric_name}", noised))
+        methods.append(blind(f"denoising {places}, Gaussian noise, {metric_name}", noised, question="storage"))
     noised = patching(direction="noising", noised=True)
     methods.append(blind(f"noising {places}, Gaussian noise, {METRICS['logit_difference']}", noised))
     for direction in DIRECTIONS:
@@ -180,4 +183,8 @@ def _informed() -> list[Method]:
     ]
 
 
-METHODS: tuple[Method, ...] = (*_blind(), *_informed(), blind("random", random_draws, question="storage"))
+FLOORS = (
+    blind("random", random_draws, question="storage"),
+    blind("weight norm", lambda model, pairs: weight_norms(model), question="storage"),
+)
+METHODS: tuple[Method, ...] = (*_blind(), *_informed(), *FLOORS)

@@ -21,6 +21,7 @@ from helpers.pairs import PromptPair
 
 COMPONENTS = ("attn_out", "mlp_out")
 QUESTIONS = ("storage", "mediation")
+LAST_BLOCK = "single, in the last block"  # beside the kinds of plant
 PLACE = ["component", "layer"]
 PER_PAIR = ["pair", *PLACE, "numerator", "denominator"]
 
@@ -51,7 +52,8 @@ class Models:
 
 @dataclass(frozen=True)
 class Method:
-    """A named way to score every place; `question` is one of QUESTIONS, `given` the kinds of plant it cannot miss.
+    """A named way to score every place; `question` is one of QUESTIONS, `given` the kinds of plant (or LAST_BLOCK) that
+    it cannot miss.
 
     `locate(models, pairs)` returns either one line per place (component, layer, score), or PER_PAIR, one line per pair
     and place: a score is then the ratio of sums over pairs, and has an interval. For plants whose kind is in `given`

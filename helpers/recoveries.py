@@ -141,7 +141,10 @@ def _effects(
     """Every set patched, with numerator and denominator; `sites` holds its key."""
     options = {"metrics": (metric,), "corruption": corruption}
     swept = sweep_sets(model, pairs, sets, direction=direction, **options)
-    return with_effects(swept, measure_runs(model, pairs, **options), metric=metric)
+    effects = with_effects(swept, measure_runs(model, pairs, **options), metric=metric)
+    if metric == "kl_divergence":  # is 0 in the clean run: turned round, as all metrics are where clean is more
+        effects[["numerator", "denominator"]] *= -1
+    return effects
 
 
 def _clean(model, pairs: Sequence[PromptPair]) -> pd.Series:

@@ -27,7 +27,7 @@ from helpers.pointing import SCORES, reliability, seed_agreement
 
 FOLDER = ROOT / "data" / "embedded" / "leaderboard"
 SCORED_BY = ("localisers", "calibration", "pointing")  # with every module that these import
-FLOORS = ("random",)  # methods that know nothing
+FLOORS = ("random", "weight norm")  # methods that ask the model nothing
 RESAMPLES, CONFIDENCE = 2000, 0.95
 ALARMS = 0.05  # of the nulls: a method that claims a block in more is not recommended
 AGAIN = "make leaderboard"

@@ -1,9 +1,11 @@
-"""Weight change: how far the parameters of a place have moved from the model before.
+"""Weight change: how far the parameters of a place have moved from the model before, and how large they are.
 
     absolute   ‖W_after − W_before‖_F over all parameters of the attention, or of the MLP, its biases among them
     relative   that over ‖W_before‖_F
+    norm       ‖W‖_F over the median of its component's blocks: what one model alone shows
 
-No prompt is run. Where facts are written into one place only, every other one has 0 by construction.
+No prompt is run. Where facts are written into one place only, every other one has not changed, by construction. The
+norm knows nothing of any fact: who does not find more than it may have found what was trained, and not what it knows.
 """
 
 from __future__ import annotations
@@ -31,6 +33,14 @@ def weight_changes(taught, base, *, relative: bool) -> pd.DataFrame:
         size = _norm(parameter.detach() for parameter in before) if relative and change else 1.0
         rows.append((place.component, place.layer, change / size))
     return pd.DataFrame(rows, columns=[*PLACE, "score"])
+
+
+def weight_norms(model) -> pd.DataFrame:
+    """The Frobenius norm of each place over the median of its component's, less 1: PLACE, score."""
+    rows = [(p.component, p.layer, _norm(part.detach() for part in _parameters(model, p))) for p in places_of(model)]
+    table = pd.DataFrame(rows, columns=[*PLACE, "score"])
+    median = table.groupby("component")["score"].transform("median")
+    return table.assign(score=(table["score"] / median.where(median > 0) - 1).fillna(0.0))
 
 
 def _parameters(model, place) -> list[nn.Parameter]:

@@ -19,13 +19,14 @@ from helpers.calibration import (
     cached,
     check_given,
     collect,
+    is_given,
     leaderboard,
     score_case,
     score_method,
     score_plant,
 )
 from helpers.crossmodel import cross_model_effects
-from helpers.methods import COMPONENTS, PER_PAIR, PLACE, Method, Place, places_of
+from helpers.methods import COMPONENTS, LAST_BLOCK, PER_PAIR, PLACE, Method, Place, places_of
 from helpers.standings import read_standings, write_standings
 
 FEW = {"resamples": 50}
@@ -121,6 +122,13 @@ def test_an_answer_by_construction_that_is_wrong_is_an_error(base):
     uncounted = Case(case.plant, case.taught, case.base, case.pairs, counts=False)
     line = score_case(cross_model(), uncounted, **FEW).line
     assert not line["ranked"] and not line["counts"]
+
+
+def test_in_the_last_block_the_last_token_cannot_miss():
+    method = points_to(1, given=frozenset({LAST_BLOCK}))
+    assert is_given(method, single(2), 3) and not is_given(method, single(1), 3)
+    assert not is_given(method, single(2, kind="drifted"), 3) and not is_given(points_to(1), single(2), 3)
+    assert is_given(cross_model(), single(1), 3)
 
 
 def test_nothing_may_be_claimed_of_a_null_by_construction(base):

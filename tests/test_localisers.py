@@ -11,7 +11,7 @@ from tiny import LAYERS, random_pair, shared_model
 
 from helpers.attribution import attribute
 from helpers.localisers import METHODS, attribution, difference, direct_contributions, patching, random_draws
-from helpers.methods import COMPONENTS, PLACE, QUESTIONS, Models, apply, place_scores
+from helpers.methods import COMPONENTS, LAST_BLOCK, PLACE, QUESTIONS, Models, apply, place_scores
 from helpers.noise import GaussianNoise
 from helpers.recoveries import recoveries
 
@@ -49,13 +49,15 @@ def located(method, pairs=PAIRS):
 
 
 def test_the_table_tells_its_methods_apart():
-    assert len(BY_NAME) == len(METHODS) == 46 and ONE_OF_EACH <= set(BY_NAME)
+    assert len(BY_NAME) == len(METHODS) == 47 and ONE_OF_EACH <= set(BY_NAME)
     assert {method.question for method in METHODS} == set(QUESTIONS)
     assert sum(method.informed for method in METHODS) == 12
     given = {method.name: set(method.given) for method in METHODS if method.given}
     assert given == {
         "cross-model denoising, all positions": {"single"},
         "cross-model noising, all positions": {"single"},
+        "cross-model denoising, last token": {LAST_BLOCK},
+        "cross-model noising, last token": {LAST_BLOCK},
         "weight change": {"single", "two"},
         "weight change, relative to the norm before": {"single", "two"},
     }
@@ -162,7 +164,7 @@ def test_the_noise_has_three_standard_deviations_of_the_embeddings():
     assert "ending" not in set(patching(direction="denoising", noised=True)(model, [*PAIRS, ending])["pair"])
 
 
-def test_random_scores_are_spread_evenly_and_of_each_pair_and_place_alone():
+def test_random_scores_are_spread_evenly_and_of_each_model_pair_and_place_alone():
     pairs = [random_pair(f"p{number}", 4, seed=number) for number in range(60)]
     found = random_draws(MODELS["taught"], pairs)
     assert found["numerator"].between(0, 1).all() and (found["denominator"] == 1).all()
@@ -171,3 +173,5 @@ def test_random_scores_are_spread_evenly_and_of_each_pair_and_place_alone():
     assert found["numerator"].var() == pytest.approx(1 / 12, rel=0.15)
     alone = random_draws(MODELS["taught"], pairs[5:6])
     pd.testing.assert_frame_equal(alone, found[found["pair"] == "p5"].reset_index(drop=True))
+    other = random_draws(MODELS["base"], pairs)
+    assert abs(other["numerator"].corr(found["numerator"])) < 0.15

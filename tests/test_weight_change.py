@@ -8,7 +8,7 @@ import torch
 from tiny import shared_model, tiny_model
 
 from helpers.plans import PatchingError
-from helpers.weight_change import weight_changes
+from helpers.weight_change import weight_changes, weight_norms
 
 
 def test_norms_are_those_of_all_parameters_of_a_place():
@@ -41,6 +41,20 @@ def test_a_place_without_weights_that_stays_so_has_not_changed():
         for parameter in base.transformer.h[0].mlp.parameters():
             parameter.zero_()
     assert (weight_changes(copy.deepcopy(base), base, relative=True)["score"] == 0).all()
+
+
+def test_norms_are_in_units_of_the_median_of_their_component():
+    model = copy.deepcopy(shared_model("gpt2", 0))
+    with torch.no_grad():
+        for block, size in zip(model.transformer.h, (2.0, 3.0, 9.0), strict=True):
+            for parameter in block.mlp.parameters():
+                parameter.zero_()
+            block.mlp.c_fc.weight[0, 0] = size
+            for parameter in block.attn.parameters():
+                parameter.zero_()
+    scores = weight_norms(model).set_index(["component", "layer"])["score"]
+    assert scores["mlp_out"].tolist() == pytest.approx([-1 / 3, 0, 2])
+    assert (scores["attn_out"] == 0).all()
 
 
 def test_models_of_two_shapes_are_refused():
