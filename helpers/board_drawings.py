@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from helpers.drawings import COLUMN_WIDTH, PALETTE
 
 GROUPS = {"blind": ("definitional", "sees one model"), "informed": ("associative", "sees both models")}
-GROUPS |= {"floor": ("extra", "knows nothing")}
+GROUPS |= {"floor": ("extra", "asks the model nothing")}
 LINE = 0.165  # inches per method
 
 

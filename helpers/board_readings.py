@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import pandas as pd
 from statsmodels.stats.proportion import proportion_confint
 
 from helpers.artifacts import ArtifactError
 from helpers.pointing import calibration_error
-from helpers.standings import ALARMS, best, board, recommended, rivals
+from helpers.standings import ALARMS, FLOORS, UNTOUCHED, best, board, common, first_shares, recommended
 
 COLUMNS = ["method", "skill", "hit_at_1", "hit_at_1_low", "hit_at_1_high", "reciprocal_rank", "recall_at_2", "auroc"]
-COLUMNS += ["rank_correlation", "plants", "false_alarms", "nulls", "stable_block", "stable_places", "stable_seeds"]
-COLUMNS += ["passes", "seconds"]
+COLUMNS += ["rank_correlation", "plants", "claims", "claims_right", "false_alarms", "nulls"]
+COLUMNS += ["stable_block", "stable_places", "stable_seeds", "passes", "seconds"]
 TOLD = (  # of which notebook 06 speaks by name: one of every family, beside the best
     "CLAP as published",
     "denoising MLP and attention, all positions",
@@ -20,6 +23,7 @@ TOLD = (  # of which notebook 06 speaks by name: one of every family, beside the
     "attribution patching, denoising",
     "zero ablation",
     "cross-model noising, all positions",
+    "weight norm",
 )
 DIFFERENCES = {  # a method that sees one model, and the same as a difference against the base
     "denoising MLP and attention, all positions": "difference of models, denoising",
@@ -27,6 +31,8 @@ DIFFERENCES = {  # a method that sees one model, and the same as a difference ag
     "attribution patching, denoising": "difference of models, attribution patching",
     "zero ablation": "difference of models, zero ablation",
 }
+SELDOM = 0.05  # of the resamples: who comes first as often as that may be the best
+CHANGE = "weight change"
 HIGH = 0.75  # of a recovery: who reports it means that the place holds most of the knowledge
 
 
@@ -42,26 +48,26 @@ def covers_chance(line: pd.Series) -> bool:
 
 
 def floor_sentence(table: pd.DataFrame) -> str:
-    """Whether random scores sit at chance, as they must if the scores are right."""
-    line = best(table, "floor")
-    verdict = "covers" if covers_chance(line) else "does not cover"
+    """Whether random scores sit at chance, and what the weights of one model give away without being asked anything."""
+    random, norm = (_line(table, method) for method in ("random", "weight norm"))
+    verdict = "covers" if covers_chance(random) else "does not cover"
+    ends, norm_ends = (f"{line['hit_at_1_low']:.2f} to {line['hit_at_1_high']:.2f}" for line in (random, norm))
     return (
-        f"Random scores hit the planted block in {line['hit_at_1']:.2f} of the plants; the interval "
-        f"{line['hit_at_1_low']:.2f} to {line['hit_at_1_high']:.2f} {verdict} chance, {line['chance']:.2f}."
+        f"Random scores hit the planted block in {random['hit_at_1']:.2f} of the plants; the interval {ends} {verdict} "
+        f"chance, {random['chance']:.2f}. The norm of a place's weights, which is asked nothing, hits it in "
+        f"{norm['hit_at_1']:.2f} ({norm_ends}), and claims a block in {norm['false_alarms']} of {norm['nulls']} nulls."
     )
 
 
 def alarm_sentence(table: pd.DataFrame, method: str) -> str:
     """How often a method claims a block where nothing was written; raises ArtifactError for an unknown method."""
-    lines = table[table["method"] == method]
-    if lines.empty:
-        raise ArtifactError(f"The leaderboard has no method {method!r}; it has {', '.join(table['method'])}.")
-    line = lines.iloc[0]
+    line = _line(table, method)
     low, high = proportion_confint(line["false_alarms"], line["nulls"], method="wilson")
-    return (
-        f"{method[:1].upper()}{method[1:]} claims a block in {line['false_alarms']} of {line['nulls']} models into "
-        f"which nothing was written ({low:.0%} to {high:.0%})."
+    text = (
+        f"{_started(method)} claims a block in {line['false_alarms']} of {line['nulls']} models into which nothing was "
+        f"written ({low:.0%} to {high:.0%}), and in {line['claims']} of {line['plants']} that were taught"
     )
+    return f"{text}, of which {line['claims_right']:.0%} are right." if line["claims"] else f"{text}."
 
 
 def by_question(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -86,12 +92,26 @@ def plants_sentence(plants: pd.DataFrame) -> str:
 
 
 def first_sentences(scores: pd.DataFrame, table: pd.DataFrame, group: str) -> str:
-    """The best method of a group with its interval, its rivals, and its false alarms."""
-    line, others = best(table, group), rivals(scores, table, group)
-    against = f"{len(others)} of the other {group} methods may be as good: {', '.join(others)}." if others else (
-        f"It is surely better than every other {group} method."
-    )  # fmt: skip
-    return f"Best {group} method, hit@1: {said(line)}; chance is {line['chance']:.2f}. {against}"
+    """The best method of a group with its interval, who else may be it, and how it does where all are ranked."""
+    line, shares = best(table, group), first_shares(scores, group)
+    equal = table[(table["group"] == group) & (table["skill"] > line["skill"] - 1e-9)]["method"].tolist()[1:]
+    others = [name for name, share in shares.items() if share >= SELDOM and name != line["method"]]
+    text = f"Best {group} method, hit@1: {said(line)}; chance is {line['chance']:.2f}."
+    if equal:
+        text += f" As good on fewer or as many plants: {', '.join(equal)}."
+    text += (
+        f" It comes first, alone or with others, in {shares[line['method']]:.0%} of resamples of seeds and plants; "
+        f"{len(others)} others do so in {SELDOM:.0%} or more{': ' if others else ''}{', '.join(others)}."
+    )
+    shared = common(scores, group)
+    if 0 < shared["plant"].nunique() < line["plants"]:
+        own = shared[shared["method"] == line["method"]]
+        perfect = int((shared.groupby("method")["hit_at_1"].min() == 1).sum())
+        text += (
+            f" On the {len(own)} plants on which all {group} methods are ranked it hits {own['hit_at_1'].mean():.2f}, "
+            f"and {perfect} of {shared['method'].nunique()} methods hit every one."
+        )
+    return text
 
 
 def recommendation(table: pd.DataFrame, group: str) -> str:
@@ -99,24 +119,24 @@ def recommendation(table: pd.DataFrame, group: str) -> str:
     try:
         line = recommended(table, group)
     except ArtifactError:
-        return f"No {group} method can be recommended: all claim a block in more than {ALARMS:.0%} of the nulls."
+        return (
+            f"No {group} method above chance claims a block in {ALARMS:.0%} of the nulls or less: none is recommended."
+        )
     return f"Recommended, {group}: {said(line)}. {alarm_sentence(table, line['method'])}"
 
 
 def reliability_sentence(table: pd.DataFrame, method: str) -> str:
     """What a method's high scores are worth; `table` as of standings.reliabilities."""
     rows = table[table["method"] == method]
+    if rows.empty:
+        return f"{_started(method)} is ranked on no plant."
     high, error = rows[rows["said"] >= HIGH], calibration_error(rows)
+    never = float((rows["right"] * rows["places"]).sum() / rows["places"].sum())
+    told = f"the expected calibration error is {error:.2f}, and {never:.2f} for whoever says 0 of every place."
     if high.empty:
-        return (
-            f"{method[:1].upper()}{method[1:]} gives no place {HIGH} or more (expected calibration error {error:.2f})."
-        )
+        return f"{_started(method)} gives no place {HIGH} or more; {told}"
     places, planted = int(high["places"].sum()), round(float((high["right"] * high["places"]).sum()))
-    low, top = proportion_confint(planted, places, method="wilson")
-    return (
-        f"Where {method} gives a place {HIGH} or more, it is planted in {planted} of {places} cases ({low:.0%} to "
-        f"{top:.0%}); the expected calibration error is {error:.2f}."
-    )
+    return f"Where {method} gives a place {HIGH} or more, it is planted in {planted} of {places} cases; {told}"
 
 
 def given_sentence(scores: pd.DataFrame) -> str:
@@ -146,10 +166,81 @@ def diagonal_sentence(matrices: pd.DataFrame) -> str:
     blocks, methods = matrices["planted"].nunique(), len(right)
     wrong = share.where(matrices["planted"] != matrices["pointed"], 0).groupby(matrices["pointed"]).sum()
     always = int((right >= blocks - 1e-9).sum())
-    text = f"In the mean, {always} of {methods} methods put the planted block first wherever it is"
+    text = f"In the mean, {always} of {methods} methods put the planted block first in every row"
     if not wrong.sum() > 0:
         return f"{text}."
     return (
-        f"{text}, and {int((right < 1 + 1e-9).sum())} for one block at most. Of the answers that are wrong "
+        f"{text}, and {int((right < 1 + 1e-9).sum())} in one row at most. Of the rows that are wrong "
         f"{wrong.max() / wrong.sum():.0%} point to block {wrong.idxmax()}."
     )
+
+
+def not_given(table: pd.DataFrame, scores: pd.DataFrame, *, kind: str = "single") -> pd.DataFrame:
+    """The lines of methods that have to find plants of a kind: neither floors, nor answers by construction."""
+    lines = scores[(scores["kind"] == kind) & scores["counts"]]
+    free = lines.groupby("method")["ranked"].mean() > 0.5
+    return table[table["method"].isin(free.index[free]) & ~table["method"].isin(FLOORS)]
+
+
+def trained_sentence(scores: pd.DataFrame, methods: Sequence[str]) -> str:
+    """How often methods point to the block of a null that was trained, on old facts: then they find training alone."""
+    nulls = scores[(scores["kind"] == "null") & ~scores["plant"].str.startswith(UNTOUCHED) & scores["counts"]]
+    chance = scores.loc[scores["kind"] == "single", "chance_hit_at_1"].mean()
+    told = []
+    for method in methods:
+        own = nulls[nulls["method"] == method]
+        trained, tops = own["plant"].str.extract(r"^null-(\d+)-", expand=False), own["top_blocks"].str.split()
+        hits = [(block in blocks) / len(blocks) for block, blocks in zip(trained, tops, strict=True)]
+        told.append(f"{method} in {np.mean(hits):.2f}")
+    return (
+        f"Of {nulls['plant'].nunique()} nulls one block was trained, on facts that the model knew before. Asked about "
+        f"facts that it was never taught, methods point to that block: {', '.join(told)}; chance is {chance:.2f}. Who "
+        "does so more often finds where there was training, whatever was learnt."
+    )
+
+
+def drift_sentence(scores: pd.DataFrame, places: pd.DataFrame) -> str:
+    """How far the planted place of drifted plants moved, beside the next one: what drifting left of the algebra."""
+    drifted = scores.loc[(scores["kind"] == "drifted") & (scores["method"] == CHANGE), "plant"]
+    lines = places[(places["method"] == CHANGE) & places["plant"].isin(drifted)]
+    own = lines[lines["share"] > 0].set_index("plant")["score"]
+    others = lines[lines["share"] == 0].groupby("plant")["score"].max()
+    ratio = own / others
+    return (
+        f"In {len(ratio)} drifted plants nothing holds exactly any more, but the weights of the planted place have "
+        f"still moved {ratio.min():.0f} to {ratio.max():.0f} times as far as those of the next one: that informed "
+        "methods find it is to be expected."
+    )
+
+
+def seeds_sentence(scores: pd.DataFrame) -> str:
+    """Whether the order of the methods is the same for every seed: rank correlations of their skill."""
+    seeds = board(scores[scores["kind"] != "null"], by=["seed"], resamples=1)
+    skill = seeds.pivot(index="method", columns="seed", values="skill").dropna()
+    if skill.shape[1] < 2:
+        return "There is one seed, and no other to compare the order of the methods with."
+    ranks = skill.corr(method="spearman").to_numpy()[np.triu_indices(skill.shape[1], 1)]
+    firsts = {seed: best(lines, "blind")["method"] for seed, lines in seeds.groupby("seed")}
+    named = ", ".join(f"{name} (seed {seed})" for seed, name in firsts.items())
+    return (
+        f"Between seeds, the skills of {len(skill)} methods have rank correlations of {ranks.min():.2f} to "
+        f"{ranks.max():.2f}; the first blind method is {named}."
+    )
+
+
+def cost_sentence(table: pd.DataFrame, methods: Sequence[str]) -> str:
+    """Forward passes per pair and seconds of these methods."""
+    lines = [_line(table, method) for method in methods]
+    told = [f"{line['method']} {line['passes']:.0f} passes and {line['seconds']:.1f} s" for line in lines]
+    return f"Cost, per pair and per plant: {'; '.join(told)}."
+
+
+def _line(table: pd.DataFrame, method: str) -> pd.Series:
+    lines = table[table["method"] == method]
+    if lines.empty:
+        raise ArtifactError(f"The leaderboard has no method {method!r}; it has {', '.join(table['method'])}.")
+    return lines.iloc[0]
+
+
+def _started(text: str) -> str:
+    return text[:1].upper() + text[1:]

@@ -6,10 +6,10 @@ are and of which kind they are. On plants, whose place is known, four questions 
     recovery_by_block    how much does MLP 0 recover when the facts are in another block?
     kinds_apart          does its share tell definitional facts from associative ones?
     subject_alone        what is left of it when the subject's last token alone is patched?
-    repairs              how often does a method put the right place first, blind and as a difference against the base?
+    repairs              how often does a method point to the right block, blind and as a difference against the base?
 
-Each answer is a small table, and a sentence computed from it. Scores have the columns plant, kind (of the plant),
-planted_component, planted_layer, method, component, layer and score.
+Each answer is a small table, and a sentence computed from it. Scores are those of `with_truth`: they have the columns
+plant, kind (of the plant), planted_component, planted_layer, method, component, layer and score.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import mannwhitneyu
 
+from helpers.standings import clustered_interval
 from helpers.stats import StatisticsError, contrasts
 
 PLANTED = ["planted_component", "planted_layer"]
@@ -72,25 +73,23 @@ def recovery_by_block(scores: pd.DataFrame, *, method: str) -> Answer:
 def kinds_apart(effects: pd.DataFrame, *, resamples: int, confidence: float, seed: int) -> Answer:
     """Whether what MLP 0 recovers of each pair differs between kinds of facts: per method, over pairs.
 
-    `effects` has pair, fact_kind, method, component, layer, numerator and denominator; a pair's share is their ratio,
-    and rows of one pair (its plants) are averaged first. Pairs whose denominator is not above 0 have no share and are
-    counted as `without`. Columns: method, definitional, associative, difference, low, high, null_low, null_high, items,
-    auroc (that a definitional pair's share is above an associative one's, ties half), without. Raises StatisticsError
-    where a kind is missing.
+    `effects` has pair, fact_kind, method, component, layer, numerator and denominator; rows of one pair (its plants)
+    are summed first, and a kind's share is a ratio of sums over pairs. Columns: method, definitional, associative,
+    difference, low, high, null_low, null_high, items, auroc (that a definitional pair's own share is above an
+    associative one's, ties half), without (pairs that have no share of their own, as their denominator is not above 0).
+    Raises StatisticsError where a kind is missing.
     """
-    rows = effects[_is_first(effects)]
-    shown = rows[rows["denominator"] > 0]
-    shown = shown.assign(kind=shown["fact_kind"], numerator=shown["numerator"] / shown["denominator"], denominator=1.0)
-    shares = shown.groupby(["method", "pair", "kind"], as_index=False)[["numerator", "denominator"]].mean()
+    rows = effects[_is_first(effects)].assign(kind=lambda lines: lines["fact_kind"])
+    shares = rows.groupby(["method", "pair", "kind"], as_index=False)[["numerator", "denominator"]].sum()
     options = {"resamples": resamples, "confidence": confidence, "seed": seed}
     table = contrasts(shares, by=["method"], item="pair", kinds=KINDS, **options)
     areas, without = [], []
     for method in table["method"]:
-        own = shares[shares["method"] == method]
-        one, other = (own.loc[own["kind"] == kind, "numerator"] for kind in KINDS)
+        asked = shares[shares["method"] == method]
+        own = asked[asked["denominator"] > 0]
+        one, other = ((own["numerator"] / own["denominator"])[own["kind"] == kind] for kind in KINDS)
         areas.append(float(mannwhitneyu(one, other).statistic) / (len(one) * len(other)))
-        asked = rows.loc[rows["method"] == method, "pair"].nunique()
-        without.append(asked - own["pair"].nunique())
+        without.append(len(asked) - len(own))
     table = table.assign(auroc=areas, without=without)
     apart = table[(table["low"] > 0) | (table["high"] < 0)]
     widest = table.loc[(table["auroc"] - 0.5).abs().idxmax()]
@@ -104,14 +103,16 @@ def kinds_apart(effects: pd.DataFrame, *, resamples: int, confidence: float, see
 def subject_alone(scores: pd.DataFrame, *, everywhere: str, subject: str) -> Answer:
     """A method at the subject's last token against the same at all positions: of MLP 0 and of the planted place.
 
-    `everywhere` and `subject` are the two methods' names. Columns: place ("MLP 0", "planted"), all, subject_last, ratio
-    (of means over plants; NaN where `all` is 0), plants. Raises StatisticsError for no such scores.
+    `everywhere` and `subject` are the two methods' names; plants of MLP 0 itself are left out. Columns: place ("MLP 0",
+    "planted"), all, subject_last, ratio (of means over plants; NaN where `all` is 0), plants. Raises StatisticsError
+    for no such scores.
     """
     lines = []
     for place, is_place in (("MLP 0", _is_first), ("planted", _is_planted)):
         ends = {}
         for name, method in (("all", everywhere), ("subject_last", subject)):
             rows = _of(scores, method)
+            rows = rows[~((rows["planted_component"] == "mlp_out") & (rows["planted_layer"] == 0))]
             ends[name] = rows[is_place(rows)].set_index("plant")["score"]
         both = pd.DataFrame(ends).dropna()
         means = both.mean()
@@ -121,34 +122,41 @@ def subject_alone(scores: pd.DataFrame, *, everywhere: str, subject: str) -> Ans
     first, planted = table["ratio"]
     sentence = (
         f"The subject's last token alone keeps {first:.2f} of what MLP 0 recovers at all positions, and {planted:.2f} "
-        "of what the planted place does."
+        f"of what the planted place does, over {table['plants'].min()} plants elsewhere than in MLP 0."
     )
     return Answer(table, sentence)
 
 
 def repairs(scores: pd.DataFrame, *, differences: Mapping[str, str]) -> Answer:
-    """How often the planted place comes first (hit@1): a blind method, and its difference against the base model.
+    """How often a method hits the planted block: blind, and as a difference against the base, on the same plants.
 
-    `differences` gives the difference method by its blind method's name. Ties count as their share. Columns: blind,
-    difference (names), blind_hits, difference_hits, first_mlp (share of plants in which the blind method puts MLP 0
-    first while the facts are elsewhere), plants. Raises StatisticsError for no such scores.
+    `scores` are the leaderboard's (helpers.standings), `differences` gives the difference method by its blind method's
+    name. Columns: blind, difference (names), blind_hits, difference_hits, gain, low, high (seeds, then plants are
+    resampled), first_block (share of plants in which the blind method points to block 0 alone, and is wrong), plants.
+    Raises StatisticsError for methods that have no plant in common.
     """
+    ranked = scores[scores["ranked"] & scores["hit_at_1"].notna()].set_index(["method", "plant"])
     lines = []
     for blind, difference in differences.items():
-        before, after = _of(scores, blind), _of(scores, difference)
-        shared = sorted(set(before["plant"]) & set(after["plant"]))
-        if not shared:
+        if not {blind, difference} <= set(ranked.index.get_level_values("method")):
+            raise StatisticsError(f"{blind!r} or {difference!r} is ranked on no plant.")
+        before, after = ranked.loc[blind], ranked.loc[difference]
+        before, after = (rows[rows.index.isin(before.index.intersection(after.index))] for rows in (before, after))
+        if before.empty:
             raise StatisticsError(f"{blind!r} and {difference!r} were asked of no plant in common.")
-        before, after = (rows[rows["plant"].isin(shared)] for rows in (before, after))
-        hits = {"blind_hits": _hits(before, _is_planted(before)), "difference_hits": _hits(after, _is_planted(after))}
-        wrong = _hits(before, _is_first(before) & ~_is_planted(before))
-        lines.append({"blind": blind, "difference": difference, **hits, "first_mlp": wrong, "plants": len(shared)})
+        gain = after["hit_at_1"].reindex(before.index) - before["hit_at_1"]
+        low, high = clustered_interval(gain, before["seed"])
+        hits = {"blind_hits": before["hit_at_1"].mean(), "difference_hits": after["hit_at_1"].mean()}
+        wrong = ((before["top_blocks"] == "0") & (before["hit_at_1"] == 0)).mean()
+        ends = {"gain": gain.mean(), "low": low, "high": high, "first_block": wrong, "plants": len(before)}
+        lines.append({"blind": blind, "difference": difference, **hits, **ends})
     table = pd.DataFrame(lines)
-    better = int((table["difference_hits"] > table["blind_hits"]).sum())
+    better = int((table["low"] > 0).sum())
     sentence = (
-        f"The difference against the base puts the right place first more often than the blind method for {better} of "
-        f"{len(table)} methods: in {table['difference_hits'].mean():.0%} of plants against "
-        f"{table['blind_hits'].mean():.0%}, a mean over methods."
+        f"The difference against the base hits the planted block more often than the blind method, by an interval that "
+        f"excludes 0, for {better} of {len(table)} methods: in {table['difference_hits'].mean():.0%} of plants against "
+        f"{table['blind_hits'].mean():.0%}, a mean over methods. Blind, they point to block 0 alone, and are wrong, in "
+        f"{table['first_block'].min():.0%} to {table['first_block'].max():.0%} of plants."
     )
     return Answer(table, sentence)
 
@@ -168,10 +176,3 @@ def _is_first(rows: pd.DataFrame) -> pd.Series:
 
 def _is_planted(rows: pd.DataFrame) -> pd.Series:
     return (rows["component"] == rows["planted_component"]) & (rows["layer"] == rows["planted_layer"])
-
-
-def _hits(rows: pd.DataFrame, chosen: pd.Series) -> float:
-    """The share of plants whose highest score is at a chosen place; of several highest, each counts its part."""
-    top = rows["score"] == rows.groupby("plant")["score"].transform("max")
-    parts = (top & chosen).groupby(rows["plant"]).sum() / top.groupby(rows["plant"]).sum()
-    return float(parts.mean())

@@ -4,9 +4,10 @@
 plant (plants), and what they were made from (`helpers.committed`). Everything here is computed from these lines.
 
 Plants of one seed share their facts, so that means over plants have intervals by resampling in two stages: seeds, then
-plants within each drawn seed. Methods are ordered by skill = (hit@1 − chance) / (1 − chance), 0 at chance and 1 for
-always right, because a method is not ranked on plants where its answer holds by construction, and chance is another on
-those that are left.
+plants within each drawn seed. Three seeds are few, and where every answer is right no resample is wrong: an interval of
+hit@1 is never narrower than Wilson's of as many independent plants. Methods are ordered by skill = (hit@1 − chance) /
+(1 − chance), 0 at chance and 1 for always right, because a method is not ranked on plants where its answer holds by
+construction, and chance is another on those that are left; equal ones by the number of plants that they had to find.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
+from statsmodels.stats.proportion import proportion_confint
 
 from helpers.artifacts import ArtifactError
 from helpers.committed import code_digests, read_committed, write_committed
@@ -29,6 +31,7 @@ FOLDER = ROOT / "data" / "embedded" / "leaderboard"
 SCORED_BY = ("localisers", "calibration", "pointing")  # with every module that these import
 FLOORS = ("random", "weight norm")  # methods that ask the model nothing
 RESAMPLES, CONFIDENCE = 2000, 0.95
+UNTOUCHED = "null-base"  # the nulls that are the base itself, to the bit
 ALARMS = 0.05  # of the nulls: a method that claims a block in more is not recommended
 AGAIN = "make leaderboard"
 
@@ -90,14 +93,17 @@ def board(scores: pd.DataFrame, *, by: Sequence[str] = (), resamples: int = RESA
 
     `scores` are lines of calibration.score_method; `by` adds columns to divide by, such as kind. Columns: method,
     question, informed, group (blind, informed or floor), then `by`, skill, each of SCORES with its NAME_low and
-    NAME_high (a mean over the plants that define it), chance (of hit@1), plants, seeds, false_alarms and nulls,
-    the claims on nulls, stable_block, stable_places (over pairs, as pointing.stability), stable_seeds (as
-    pointing.seed_agreement), passes and seconds (means, nulls left out), and left_out, the plants that do not count.
+    NAME_high (a mean over the plants that define it), chance (of hit@1), plants, seeds, claims (of a block of these
+    plants), claims_right (share of them), false_alarms and nulls (claims on nulls: on all, but for informed methods
+    those that were trained, as the base itself differs in nothing from the base), stable_block, stable_places (over
+    pairs, as pointing.stability), stable_seeds (as pointing.seed_agreement), passes and seconds (means, nulls left
+    out), and left_out, the plants that do not count.
     """
     rows = []
     for (method, *key), lines in scores.groupby(["method", *by], sort=False):
         counting = lines[lines["counts"]]
         ranked, nulls = counting[counting["ranked"]], counting[counting["kind"] == "null"]
+        nulls = nulls[~(nulls["informed"].astype(bool) & nulls["plant"].str.startswith(UNTOUCHED))]
         row = {"method": method, **lines.iloc[0][["question", "informed"]], "group": group_of(lines.iloc[0])}
         row |= dict(zip(by, key, strict=True)) | {"skill": nan}
         for name in SCORES:
@@ -105,21 +111,23 @@ def board(scores: pd.DataFrame, *, by: Sequence[str] = (), resamples: int = RESA
             low, high = clustered_interval(known[name], known["seed"], resamples=resamples)
             row |= {name: known[name].mean(), f"{name}_low": low, f"{name}_high": high}
         hits = ranked.dropna(subset="hit_at_1")
-        row["chance"] = hits["chance_hit_at_1"].mean()
+        row |= _at_least_wilson(row, len(hits)) | {"chance": hits["chance_hit_at_1"].mean()}
         row["skill"] = (row["hit_at_1"] - row["chance"]) / (1 - row["chance"])
         written = counting[counting["kind"] != "null"]
         row |= {"plants": len(hits), "seeds": ", ".join(map(str, sorted(set(written["seed"]))))}
+        row |= {"claims": int(hits["claims"].sum()), "claims_right": hits.loc[hits["claims"], "hit_at_1"].mean()}
         row |= {"false_alarms": int(nulls["claims"].sum()), "nulls": len(nulls)}
         row |= written[["stable_block", "stable_places"]].mean().to_dict() | {"stable_seeds": _stable_seeds(written)}
         row |= written[["passes", "seconds"]].mean().to_dict()
         rows.append(row | {"left_out": ", ".join(sorted(lines.loc[~lines["counts"], "plant"]))})
-    order = {"by": ["skill", "reciprocal_rank", "auroc", "method"], "ascending": [False, False, False, True]}
+    better = ["skill", "reciprocal_rank", "auroc", "plants"]
+    order = {"by": [*better, "method"], "ascending": [False] * len(better) + [True]}
     table = pd.DataFrame(rows).sort_values(**order, kind="stable")
     return table.sort_values(list(by), kind="stable").reset_index(drop=True) if by else table.reset_index(drop=True)
 
 
 def group_of(line: pd.Series) -> str:
-    """Whether a method sees one model (blind), two (informed), or knows nothing (floor)."""
+    """Whether a method sees one model (blind), two (informed), or asks the model nothing (floor)."""
     return "floor" if line["method"] in FLOORS else ("informed" if line["informed"] else "blind")
 
 
@@ -149,24 +157,43 @@ def best(table: pd.DataFrame, group: str) -> pd.Series:
 
 
 def recommended(table: pd.DataFrame, group: str) -> pd.Series:
-    """The first line of a group that claims a block in ALARMS of the nulls or less; raises ArtifactError for none."""
-    return best(table[table["false_alarms"] <= ALARMS * table["nulls"]], group)
+    """The first line of a group that is above chance, claims blocks, and does so in ALARMS of the nulls or less.
+
+    A method that never claims raises no alarm, and is of no use. Raises ArtifactError for none.
+    """
+    useful = (table["hit_at_1_low"] > table["chance"]) & (table["claims"] > 0)
+    return best(table[useful & (table["false_alarms"] <= ALARMS * table["nulls"])], group)
 
 
-def rivals(scores: pd.DataFrame, table: pd.DataFrame, group: str, *, resamples: int = RESAMPLES) -> list[str]:
-    """The methods of a group that its first one is not surely better than, in the order of the board.
+def first_shares(scores: pd.DataFrame, group: str, *, resamples: int = RESAMPLES, seed: int = 0) -> pd.Series:
+    """In which share of resamples of seeds, then plants, each method of a group has the highest skill, alone or not.
 
-    A rival is one whose hit@1, over the plants that both are ranked on, is not lower by an interval that excludes 0.
+    All methods are asked about the same resample, each on the plants that it is ranked on. By method, highest first.
     """
     ranked = scores[scores["ranked"] & scores["hit_at_1"].notna()]
-    hits = ranked.pivot(index=["seed", "plant"], columns="method", values="hit_at_1")
-    first, found = best(table, group)["method"], []
-    for method in table.loc[(table["group"] == group) & table["skill"].notna() & (table["method"] != first), "method"]:
-        ahead = (hits[first] - hits[method]).dropna()
-        low, _ = clustered_interval(ahead, ahead.index.get_level_values("seed"), resamples=resamples)
-        if not low > 0:  # also where they share no plant
-            found.append(method)
-    return found
+    ranked = ranked[[group_of(line) == group for _, line in ranked.iterrows()]].sort_values(["seed", "plant"])
+    hits, chance = (
+        ranked.pivot(index=["seed", "plant"], columns="method", values=name) for name in ("hit_at_1", "chance_hit_at_1")
+    )
+    groups = [np.flatnonzero(hits.index.get_level_values("seed") == one) for one in hits.index.unique("seed")]
+    chooser, times = np.random.default_rng(seed), np.zeros((resamples, len(hits)))
+    for row in times:
+        for number in chooser.integers(0, len(groups), size=len(groups)):
+            np.add.at(row, chooser.choice(groups[number], size=len(groups[number])), 1)
+    sums = [times @ table.fillna(0.0).to_numpy() for table in (hits, chance, hits.notna().astype(float))]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        skill = np.nan_to_num((sums[0] - sums[1]) / (sums[2] - sums[1]), nan=-np.inf)
+    first = skill >= skill.max(1, keepdims=True) - 1e-9
+    return pd.Series(first.mean(0), hits.columns).sort_values(ascending=False, kind="stable")
+
+
+def common(scores: pd.DataFrame, group: str) -> pd.DataFrame:
+    """The lines of a group's methods on the plants that all of them are ranked on, of those ranked on any."""
+    lines = scores[[group_of(line) == group for _, line in scores.iterrows()]]
+    ranked = lines[lines["ranked"] & lines["hit_at_1"].notna()]
+    times = ranked["plant"].value_counts()
+    everywhere = times.index[times == ranked["method"].nunique()]
+    return ranked[ranked["plant"].isin(everywhere)]
 
 
 def pointing_matrix(
@@ -193,12 +220,29 @@ def pointing_matrix(
 def reliabilities(scores: pd.DataFrame, places: pd.DataFrame, *, bins: int = 10) -> pd.DataFrame:
     """When a method says 0.8, how often is it right? The columns of pointing.reliability for every method.
 
-    Over the places of all plants on which the method is ranked and which have a truth to hit.
+    Over the places of all plants on which the method is ranked and which have a truth to hit. Places of one plant are
+    not independent, so that plants are resampled.
     """
     ranked = scores.loc[scores["ranked"] & scores["hit_at_1"].notna(), ["method", "plant"]]
     lines = places.merge(ranked, on=["method", "plant"]).assign(planted=lambda rows: rows["share"] > 0)
-    tables = [reliability(rows, bins=bins).assign(method=name) for name, rows in lines.groupby("method", sort=False)]
+    tables = []
+    for name, rows in lines.groupby("method", sort=False):
+        table, told = reliability(rows, bins=bins), rows.dropna(subset="score")
+        number = np.minimum((told["score"].astype(float).clip(0, 1) * bins).astype(int), bins - 1)
+        for line in table.itertuples():
+            own = told[number == line.bin]
+            ends = clustered_interval(own["planted"].astype(float), own["plant"])
+            table.loc[line.Index, ["low", "high"]] = min(ends[0], line.low), max(ends[1], line.high)
+        tables.append(table.assign(method=name))
     return pd.concat(tables, ignore_index=True)
+
+
+def _at_least_wilson(row: Mapping, plants: int) -> dict[str, float]:
+    """The interval of hit@1, widened to Wilson's."""
+    if not plants:
+        return {}
+    low, high = proportion_confint(row["hit_at_1"] * plants, plants, alpha=1 - CONFIDENCE, method="wilson")
+    return {"hit_at_1_low": min(row["hit_at_1_low"], low), "hit_at_1_high": max(row["hit_at_1_high"], high)}
 
 
 def _stable_seeds(written: pd.DataFrame) -> float:

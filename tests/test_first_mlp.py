@@ -62,14 +62,14 @@ def test_recovery_by_block_by_hand():
 
 
 def test_kinds_apart_by_hand():
-    """Shares 0.8, 0.6 and 0.4, 0.6: means 0.7 and 0.5; of four comparisons three are won and one is a tie: 0.875."""
-    pairs = [("p", "definitional", 8, 10), ("q", "definitional", 3, 5), ("r", "associative", 0.4, 1)]
-    pairs += [("s", "associative", 6, 10), ("t", "associative", 1, -1)]
+    """Sums 14/20 and 10/20; own shares 0.8, 0.6 and 0.4, 0.6: of four three are won and one is a tie: 0.875."""
+    pairs = [("p", "definitional", 8, 10), ("q", "definitional", 6, 10), ("r", "associative", 4, 10)]
+    pairs += [("s", "associative", 6, 10), ("t", "associative", 0, 0)]
     other = effects([("p", "definitional", 5, 1)]).assign(layer=1)
     found = kinds_apart(pd.concat([effects(pairs), other]), **CHANCE)
     row = found.table.iloc[0]
     assert row[["definitional", "associative", "difference"]].tolist() == pytest.approx([0.7, 0.5, 0.2])
-    assert row["auroc"] == pytest.approx(0.875) and row["without"] == 1 and row["items"] == 4
+    assert row["auroc"] == pytest.approx(0.875) and row["without"] == 1 and row["items"] == 5
     assert row["low"] <= 0.2 <= row["high"] and "0.88 (patching)" in found.sentence
     assert f"excludes 0 for {int(row['low'] > 0)} of 1 methods" in found.sentence
     plants = kinds_apart(pd.concat([effects(pairs), effects(pairs)]), **CHANCE)
@@ -79,36 +79,40 @@ def test_kinds_apart_by_hand():
 
 
 def test_the_subject_alone_by_hand():
-    """MLP 0: means 0.7 and 0.35, half; planted: (0.9 + 0.8 + 0.6 + 0.5) / 4 = 0.7 and a tenth of it."""
+    """But for a, MLP 0: means 1.9 / 3 and 0.38; planted: 1.9 / 3 and 0.095."""
     subject = SCORES.assign(method="at the subject")
     first = (subject["component"] == "mlp_out") & (subject["layer"] == 0)
     planted = (subject["component"] == subject["planted_component"]) & (subject["layer"] == subject["planted_layer"])
-    subject["score"] = subject["score"].where(~first, 0.35).where(first | ~planted, 0.07)
+    subject["score"] = subject["score"].where(~first, 0.38).where(first | ~planted, 0.095)
     found = subject_alone(pd.concat([SCORES, subject]), everywhere="patching", subject="at the subject")
     table = found.table.set_index("place")
-    assert table.loc["MLP 0"].tolist() == pytest.approx([0.7, 0.35, 0.5, 4])
-    assert table.loc["planted", ["all", "subject_last"]].tolist() == pytest.approx([0.7, (0.35 + 3 * 0.07) / 4])
-    assert table.loc["planted", "ratio"] == pytest.approx(0.2)
-    assert "keeps 0.50" in found.sentence and "and 0.20 of" in found.sentence
+    assert table.loc["MLP 0"].tolist() == pytest.approx([1.9 / 3, 0.38, 0.6, 3])
+    assert table.loc["planted"].tolist() == pytest.approx([1.9 / 3, 0.095, 0.15, 3])
+    assert "keeps 0.60" in found.sentence and "and 0.15 of" in found.sentence and "over 3 plants" in found.sentence
 
 
 def test_repairs_by_hand():
-    """Blind: right for a, b, c, and MLP 0 for d. The difference is right but for a tie in a: (1/2 + 3) / 4."""
-    difference = pd.concat(
-        [
-            plant("a", "mlp_out", 0, 0.9, 0.9, 0.1),
-            plant("b", "mlp_out", 2, 0.1, 0.1, 0.8),
-            plant("c", "mlp_out", 2, 0.1, 0.1, 0.8),
-            plant("d", "attn_out", 1, 0.1, 0.9, 0.8),
-            plant("e", "attn_out", 1, 0.9, 0.1, 0.8),
-        ]
-    ).assign(method="against the base")
-    found = repairs(pd.concat([SCORES, difference]), differences={"patching": "against the base"})
+    """Over a, b, c, d, which both are ranked on: the blind hits 1, 0, 0, 1, the difference 1, 1, 1/2, 1."""
+    rows = [
+        ("blind", name, hit, top) for name, hit, top in zip("abcd", (1, 0, 0, 1), ("0", "0", "0 3", "2"), strict=True)
+    ]
+    rows += [("against", name, hit, "1") for name, hit in zip("abcde", (1, 1, 0.5, 1, 0), strict=True)]
+    scores = pd.DataFrame(rows, columns=["method", "plant", "hit_at_1", "top_blocks"]).assign(seed=0, ranked=True)
+    scores.loc[scores["plant"] == "d", "seed"] = 1
+    found = repairs(scores[::-1], differences={"blind": "against"})
     row = found.table.iloc[0]
-    assert row[["blind_hits", "difference_hits", "first_mlp", "plants"]].tolist() == [0.75, 0.875, 0.25, 4]
-    assert "for 1 of 1 methods: in 88% of plants against 75%" in found.sentence
+    assert row[["blind_hits", "difference_hits", "gain", "first_block", "plants"]].tolist() == [
+        0.5,
+        0.875,
+        0.375,
+        0.25,
+        4,
+    ]
+    assert row["low"] == 0 < row["high"] and "for 0 of 1 methods: in 88% of plants against 50%" in found.sentence
+    sure = repairs(scores[scores["plant"].isin(["b", "c"])], differences={"blind": "against"})
+    assert sure.table.loc[0, "low"] == 0.5 and "for 1 of 1 methods" in sure.sentence
     with pytest.raises(StatisticsError, match="no plant in common"):
-        repairs(
-            pd.concat([SCORES[SCORES["plant"] == "a"], difference[difference["plant"] == "b"]]),
-            differences={"patching": "against the base"},
-        )
+        one = scores[(scores["method"] == "blind") | (scores["plant"] == "e")]
+        repairs(one, differences={"blind": "against"})
+    with pytest.raises(StatisticsError, match="'blind' or 'other' is ranked on no plant"):
+        repairs(scores, differences={"blind": "other"})

@@ -13,13 +13,14 @@ from helpers.standings import (
     best,
     board,
     clustered_interval,
+    common,
     figure_table,
+    first_shares,
     given_cells,
     pointing_matrix,
     read_standings,
     recommended,
     reliabilities,
-    rivals,
     scoring_code,
     write_standings,
 )
@@ -70,7 +71,11 @@ def test_means_are_over_the_plants_that_count_and_are_ranked(table):
     assert rows["false_alarms"].to_dict() == {"cross": 0, "good": 1, "fair": 2, "random": 0}
     assert (rows["nulls"] == 2).all() and rows.loc["good", "left_out"] == "mlp-9-seed0"
     assert (rows["seeds"] == "0, 1").all() and isnan(rows.loc["fair", "recall_at_2"])
-    assert rows.loc["cross", ["hit_at_1_low", "hit_at_1_high"]].tolist() == [1, 1]
+    assert rows.loc["cross", ["hit_at_1_low", "hit_at_1_high"]].tolist() == pytest.approx(
+        [0.3424, 1], abs=1e-4
+    )  # Wilson
+    assert rows["claims"].to_dict() == {"cross": 2, "good": 8, "fair": 8, "random": 8}
+    assert rows["claims_right"].to_dict() == pytest.approx(rows["hit_at_1"].to_dict())
     assert rows["stable_seeds"].to_dict() == {"cross": 1, "good": 0.5, "fair": 1, "random": 1}
 
 
@@ -87,21 +92,55 @@ def test_who_alarms_often_is_not_recommended(table):
     assert recommended(table, "informed")["method"] == "cross"
     with pytest.raises(ArtifactError, match="no ranked blind"):
         recommended(table, "blind")  # 1 of 2 nulls, and 2 of 2
-    quiet = table.assign(false_alarms=table["false_alarms"].where(table["method"] == "good", 0))
+    quiet = table.assign(false_alarms=table["false_alarms"].where(table["method"] == "good", 0), hit_at_1_low=0.4)
     assert best(quiet, "blind")["method"] == "good" and recommended(quiet, "blind")["method"] == "fair"
 
 
-def test_rivals_are_those_that_the_first_is_not_surely_better_than():
-    hits = {"first": [1, 1, 1, 1, 1, 1], "near": [1, 1, 1, 1, 1, 0], "far": [0, 0, 0, 1, 0, 0]}
+def test_who_never_claims_or_is_at_chance_is_not_recommended(table):
+    quiet = table.assign(false_alarms=0)
+    assert recommended(quiet, "blind")["method"] == "good"
+    for useless in ({"claims": 0}, {"hit_at_1_low": quiet["chance"]}):
+        with pytest.raises(ArtifactError, match="no ranked blind"):
+            recommended(quiet.assign(**useless), "blind")
+
+
+def test_the_base_itself_is_no_null_for_those_who_compare_with_it():
     lines = [
-        line(method, f"mlp-{number}", hit, seed=seed)
-        for method, values in hits.items()
-        for seed in (0, 1, 2)
-        for number, hit in enumerate(values)
+        line("m", name, nan, kind="null", informed=informed)
+        for informed in (False, True)
+        for name in ("null-base", "null-1")
     ]
-    lines += [line("elsewhere", "mlp-9", 0.9)]
-    found = pd.DataFrame(lines)
-    assert rivals(found, board(found), "blind") == ["elsewhere", "near"]
+    for number, row in enumerate(lines):
+        row["method"] = "blind" if number < 2 else "informed"
+    table = board(pd.DataFrame(lines), resamples=20).set_index("method")
+    assert table["nulls"].to_dict() == {"blind": 2, "informed": 1}
+
+
+def test_among_equals_the_one_that_had_to_find_more_plants_is_first():
+    lines = [line(method, f"mlp-{n}", 1) for method, count in (("few", 2), ("many", 3)) for n in range(count)]
+    assert list(board(pd.DataFrame(lines), resamples=20)["method"]) == ["many", "few"]
+
+
+def hits_of(**hits):
+    rows = [(method, number, hit) for method, values in hits.items() for number, hit in enumerate(values)]
+    return pd.DataFrame([line(m, f"mlp-{n}", hit, seed=seed) for seed in (0, 1, 2) for m, n, hit in rows])
+
+
+def test_how_often_a_method_comes_first():
+    """The second misses one plant of six, which a resample of eighteen leaves out with a chance of about (5/6)^18."""
+    found = hits_of(first=[1] * 6, near=[1] * 5 + [0], far=[0] * 6)
+    shares = first_shares(pd.concat([found, pd.DataFrame([line("random", "mlp-0", 1)])]), "blind")
+    assert list(shares.index) == ["first", "near", "far"] and shares["first"] == 1 and shares["far"] == 0
+    assert shares["near"] == pytest.approx((5 / 6) ** 18, abs=0.02)
+    again = first_shares(found.sample(frac=1, random_state=1), "blind")
+    pd.testing.assert_series_equal(again, shares)
+
+
+def test_a_method_is_compared_where_all_are_ranked():
+    found = hits_of(first=[1, 1], second=[1, 0])
+    found.loc[(found["method"] == "second") & (found["plant"] == "mlp-1-seed0"), "ranked"] = False
+    shared = common(found, "blind")
+    assert len(shared) == 10 and "mlp-1-seed0" not in set(shared["plant"])
 
 
 def test_order_of_the_lines_changes_nothing(table):
