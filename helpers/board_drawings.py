@@ -26,7 +26,7 @@ def leaderboard(
     """Every method's score and interval, a line each, in the order of the table, within blind, informed and floor.
 
     `table` has the columns method, group, `value`, `value`_low, `value`_high, chance, and given: lines whose answer
-    holds by construction are hollow, have no interval, and share the method's line. Grey is chance on each line.
+    holds by construction are rings, have no interval, and share the method's line. Grey is chance on each line.
     """
     groups = [group for group in GROUPS if (table["group"] == group).any()]
     table = table.assign(given=table["given"].astype(bool))
@@ -46,7 +46,7 @@ def leaderboard(
             axis.plot(estimate, at, "o", color=colour, markersize=3.5)
             axis.plot([row.chance] * 2, [at - 0.5, at + 0.5], color=PALETTE["null"], linewidth=1, zorder=0)
         for row in part[part["given"]].dropna(subset=[value]).itertuples():
-            mark = {"markerfacecolor": "white", "markeredgecolor": colour, "markersize": 4, "zorder": 3}
+            mark = {"markerfacecolor": "none", "markeredgecolor": colour, "markersize": 7, "zorder": 3}
             axis.plot(getattr(row, value), lines[row.method], "o", clip_on=False, **mark)
         axis.set_yticks(range(len(lines)), list(lines), fontsize=6.5)
         axis.set_ylim(len(lines) - 0.4, -0.6)
@@ -57,7 +57,7 @@ def leaderboard(
     axes[-1, 0].set(xlabel=label, xlim=(-0.02, 1.03))
     handles = [plt.Line2D([], [], color=PALETTE["null"], label="chance")]
     if table["given"].any():
-        hollow = {"marker": "o", "linestyle": "", "markersize": 4, "markerfacecolor": "white"}
+        hollow = {"marker": "o", "linestyle": "", "markersize": 7, "markerfacecolor": "none"}
         handles.append(plt.Line2D([], [], markeredgecolor="black", label="by construction, not ranked", **hollow))
     figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False)
     return figure
@@ -66,36 +66,38 @@ def leaderboard(
 def pointing_matrices(table: pd.DataFrame, *, columns: int = 3, xlabel: str = "block it points to") -> Figure:
     """Where each method points (across) when a block was planted (up): one panel per method, right is the diagonal.
 
+    Numbers are written where there is room for them, in three columns or fewer.
     `table` is that of standings.pointing_matrix: method, planted, pointed, score, the largest of a row being 1.
     """
     methods = list(dict.fromkeys(table["method"]))
     planted, pointed = sorted(set(table["planted"])), sorted(set(table["pointed"]))
-    columns, width = min(columns, len(methods)), 15 + 45 // columns
+    columns, small = min(columns, len(methods)), columns > 3
+    width = 18 if small else 15 + 45 // columns
     rows = math.ceil(len(methods) / columns)
     panel = min(2.4, (COLUMN_WIDTH - 1.1) / columns)
     titles = {name: textwrap.fill(name, width=width) for name in methods}
-    tall = 0.14 * max(title.count("\n") + 1 for title in titles.values())
+    tall = (0.1 if small else 0.14) * max(title.count("\n") + 1 for title in titles.values())
     size = (COLUMN_WIDTH, rows * (panel * len(planted) / len(pointed) + tall + 0.1) + 1.1)
     figure, axes = _panels(len(methods), rows, columns, size)
     for number, (axis, name) in enumerate(zip(axes.flat, methods, strict=False)):
         part = table[table["method"] == name]
         grid = part.pivot(index="planted", columns="pointed", values="score").reindex(index=planted, columns=pointed)
         image = axis.imshow(grid, cmap="Blues", vmin=0, vmax=1, origin="lower")
-        size = 7 if columns <= 3 else 5.5
-        for row, column in np.argwhere((grid >= 0.005).to_numpy()):
+        for row, column in np.argwhere((grid >= 0.005).to_numpy() & (not small)):
             score = grid.iat[row, column]
             text = f"{score:.2f}".removeprefix("0") if score < 0.995 else "1"
             ink = "white" if score > 0.6 else "black"
-            axis.text(column, row, text, ha="center", va="center", fontsize=size, color=ink)
+            axis.text(column, row, text, ha="center", va="center", fontsize=7, color=ink)
         for block in set(planted) & set(pointed):
             corner = (pointed.index(block) - 0.5, planted.index(block) - 0.5)
             axis.add_patch(plt.Rectangle(corner, 1, 1, fill=False, edgecolor=PALETTE["associative"], linewidth=0.9))
         lowest = number + columns >= len(methods)
         axis.set_xticks(range(len(pointed)), [f"{block}" for block in pointed])
         axis.set_yticks(range(len(planted)), [f"{block}" for block in planted])
-        axis.tick_params(length=0, labelbottom=lowest)
-        axis.set_title(titles[name], fontsize=7.5 if columns > 2 else 9)
-        axis.set(xlabel=xlabel if lowest else "", ylabel="" if number % columns else "planted block")
+        axis.tick_params(length=0, labelbottom=lowest, labelsize=6 if small else 8)
+        axis.set_title(titles[name], fontsize=5.5 if small else 7.5 if columns > 2 else 9)
+        axis.set_xlabel(xlabel if lowest else "", fontsize=5.5 if small else None)
+        axis.set_ylabel("" if number % columns else "planted block", fontsize=6.5 if small else None)
         axis.spines[:].set_visible(False)
     below = {"location": "bottom", "aspect": 40, "shrink": 0.6 if columns > 1 else 1.0}
     figure.colorbar(image, ax=axes, label="score, as a share of the largest in its row", **below)

@@ -98,10 +98,10 @@ def first_sentences(scores: pd.DataFrame, table: pd.DataFrame, group: str) -> st
     others = [name for name, share in shares.items() if share >= SELDOM and name != line["method"]]
     text = f"Best {group} method, hit@1: {said(line)}; chance is {line['chance']:.2f}."
     if equal:
-        text += f" As good on fewer or as many plants: {', '.join(equal)}."
+        text += f" As good on fewer or as many plants: {'; '.join(equal)}."
     text += (
         f" It comes first, alone or with others, in {shares[line['method']]:.0%} of resamples of seeds and plants; "
-        f"{len(others)} others do so in {SELDOM:.0%} or more{': ' if others else ''}{', '.join(others)}."
+        f"{len(others)} others do so in {SELDOM:.0%} or more{': ' if others else ''}{'; '.join(others)}."
     )
     shared = common(scores, group)
     if 0 < shared["plant"].nunique() < line["plants"]:
@@ -194,7 +194,7 @@ def trained_sentence(scores: pd.DataFrame, methods: Sequence[str]) -> str:
         told.append(f"{method} in {np.mean(hits):.2f}")
     return (
         f"Of {nulls['plant'].nunique()} nulls one block was trained, on facts that the model knew before. Asked about "
-        f"facts that it was never taught, methods point to that block: {', '.join(told)}; chance is {chance:.2f}. Who "
+        f"facts that it was never taught, methods point to that block: {'; '.join(told)}. Chance is {chance:.2f}. Who "
         "does so more often finds where there was training, whatever was learnt."
     )
 

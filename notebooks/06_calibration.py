@@ -40,7 +40,7 @@ from helpers.localisers import METHODS
 from helpers.plants import plant_digests
 from helpers.report import box, paragraph, save_findings, table
 from helpers.rescoring import against_committed, rescore
-from helpers.standings import FOLDER, best, board, figure_table, pointing_matrix, read_standings, reliabilities
+from helpers.standings import FLOORS, FOLDER, best, board, figure_table, pointing_matrix, read_standings, reliabilities
 
 profile = load_profile(profile_name, overrides)
 paths, statistics = Paths(profile.name), vars(profile.statistics)
@@ -131,7 +131,8 @@ table(board_readings.hits_by_kind(standings.scores), digits=2)
 
 # %%
 matrices = pointing_matrix(standings.scores, standings.places)
-few, caption = matrices[matrices["method"].isin(shown)], "Single plants, MLP and attention, three seeds."
+asking = [method for method in shown if method not in FLOORS]
+few, caption = matrices[matrices["method"].isin(asking)], "Single plants, MLP and attention, three seeds."
 display(draw("06_matrices", few, drawing="pointing_matrices", caption=caption))
 display(draw("06_all_matrices", matrices, drawing="pointing_matrices", columns=6, caption=f"Every method. {caption}"))
 paragraph(board_readings.diagonal_sentence(board_readings.not_given(matrices, standings.scores)))
@@ -144,7 +145,7 @@ paragraph(board_readings.diagonal_sentence(board_readings.not_given(matrices, st
 
 # %%
 curves = reliabilities(standings.scores, standings.places)
-scaled = [method for method in shown if not method.startswith("weight")]
+scaled = [method for method in asking if not method.startswith("weight change")]
 caption = "Places of all plants on which a method is ranked, by the score that it gives them."
 chosen = curves[curves["method"].isin(scaled)]
 display(draw("06_reliability", chosen, drawing="calibration_curves", caption=caption))

@@ -103,7 +103,7 @@ def test_trained_nulls_in_words():
     nulls = pd.DataFrame(rows, columns=["plant", "top_blocks"]).assign(method="m", kind="null", counts=True)
     single = pd.DataFrame({"method": "m", "plant": "p", "kind": "single", "chance_hit_at_1": [1 / 6]})
     text = trained_sentence(pd.concat([nulls, single]), ["m"])
-    assert text.startswith("Of 3 nulls") and "that block: m in 0.50; chance is 0.17" in text
+    assert text.startswith("Of 3 nulls") and "that block: m in 0.50. Chance is 0.17" in text
 
 
 def test_drift_in_words():
