@@ -12,7 +12,17 @@ from helpers.artifacts import ArtifactError
 from helpers.pointing import calibration_error
 from helpers.standings import ALARMS, FLOORS, UNTOUCHED, best, board, common, first_shares, recommended
 
-COLUMNS = ["method", "skill", "hit_at_1", "hit_at_1_low", "hit_at_1_high", "reciprocal_rank", "recall_at_2", "auroc"]
+COLUMNS = [
+    "method",
+    "question",
+    "skill",
+    "hit_at_1",
+    "hit_at_1_low",
+    "hit_at_1_high",
+    "reciprocal_rank",
+    "recall_at_2",
+    "auroc",
+]
 COLUMNS += ["rank_correlation", "plants", "claims", "claims_right", "false_alarms", "nulls"]
 COLUMNS += ["stable_block", "stable_places", "stable_seeds", "passes", "seconds"]
 TOLD = (  # of which notebook 06 speaks by name: one of every family, beside the best
@@ -148,11 +158,11 @@ def given_sentence(scores: pd.DataFrame) -> str:
     )
 
 
-def hits_by_kind(scores: pd.DataFrame) -> pd.DataFrame:
-    """hit@1 of every method by kind of plant, in the order of the board; none where nothing is ranked."""
-    kinds = board(scores, by=["kind"])
+def hits_by_kind(scores: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+    """hit@1 of every method by kind of plant, in the order of a board; none where nothing is ranked."""
+    kinds = board(scores, by=["kind"], resamples=1)
     hits = kinds.pivot(index="method", columns="kind", values="hit_at_1").dropna(axis=1, how="all")
-    return hits.reindex(board(scores)["method"]).reset_index()
+    return hits.reindex(table["method"]).reset_index()
 
 
 def diagonal_sentence(matrices: pd.DataFrame) -> str:

@@ -37,7 +37,7 @@ from helpers.pairs import PromptPair
 from helpers.patching import measure_runs
 from helpers.published_places import published_recoveries
 from helpers.recoveries import carried, having, recoveries, stream_gains
-from helpers.streams import direct_attribution
+from helpers.streams import direct_attribution, lens_gains
 from helpers.weight_change import weight_changes, weight_norms
 
 Score = Callable[[object, Sequence[PromptPair]], pd.DataFrame]
@@ -123,6 +123,11 @@ def direct_contributions(model, pairs: Sequence[PromptPair]) -> pd.DataFrame:
     return own.assign(denominator=own["pair"].map(whole))[PER_PAIR]
 
 
+def lens_readings(model, pairs: Sequence[PromptPair]) -> pd.DataFrame:
+    """How much more the logit lens reads after each place than before it, over the logit difference of the run."""
+    return lens_gains(model, pairs).rename(columns={"gain": "numerator", "logit_difference": "denominator"})[PER_PAIR]
+
+
 def random_draws(model, pairs: Sequence[PromptPair]) -> pd.DataFrame:
     """A number from 0 to 1 for every pair and place, drawn anew for every model: each plant has draws of its own."""
     weights = model_digest(model)
@@ -168,6 +173,7 @@ def _blind() -> list[Method]:
     methods += [blind(f"{value} ablation", partial(ablations, value=value)) for value in VALUES]
     methods.append(blind("optimal ablation", optimal_ablations))
     methods.append(blind("direct logit attribution", direct_contributions))
+    methods.append(blind("logit lens", lens_readings))
     return methods
 
 

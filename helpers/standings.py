@@ -141,10 +141,10 @@ def given_cells(scores: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["method", "group", "kind", "hit_at_1", "plants"])
 
 
-def figure_table(scores: pd.DataFrame) -> pd.DataFrame:
-    """The board as board_drawings.leaderboard draws it, with the lines of `given_cells` behind it, marked `given`."""
+def figure_table(scores: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+    """A board as board_drawings.leaderboard draws it, with the lines of `given_cells` behind it, marked `given`."""
     given = given_cells(scores).groupby(["method", "group"], sort=False, as_index=False)["hit_at_1"].mean()
-    ranked = board(scores)[["method", "group", "hit_at_1", "hit_at_1_low", "hit_at_1_high", "chance"]]
+    ranked = table[["method", "group", "hit_at_1", "hit_at_1_low", "hit_at_1_high", "chance"]]
     return pd.concat([ranked.assign(given=False), given.assign(given=True)], ignore_index=True)
 
 

@@ -6,7 +6,8 @@ sum of what embeddings, attention and MLPs put into it, and all that follows is 
     LD = Σ_parts (part − mean) / σ · γ · (Σ_r W_r − Σ_r′ W_r′) + bias
 
 with σ, the scale of the final normalisation, held at the value it has in the run. It asks what a component says to the
-answer *itself*; what it says through later blocks is what patching adds.
+answer *itself*; what it says through later blocks is what patching adds. The *logit lens* reads the stream as if the
+model ended there, so that σ is that of the stream that is read: what a component says is what the stream says more.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from helpers.architectures import head_count, layer_count
+from helpers.live_readout import last_logits, logit_difference
 from helpers.memory import in_chunks
 from helpers.pairs import PromptPair
 from helpers.plans import check_pairs
@@ -46,6 +48,35 @@ def direct_attribution(
         return _contributions(traced, run, chunk)
 
     return _in_chunks(model, pairs, attribute, row_budget)
+
+
+def lens_gains(
+    model, pairs: Sequence[PromptPair], *, prompt: str = "clean", row_budget: int | None = None
+) -> pd.DataFrame:
+    """How much more logit difference the logit lens reads at the answer position after every component than before it.
+
+    The final normalisation and the unembedding read the stream before the first block, and after each attention and
+    each MLP, which are taken to add in that order (nostalgebraist, "interpreting GPT: the logit lens", 2020). Columns:
+    pair, component (attn_out, mlp_out), layer, gain, and logit_difference, that of the run. A pair's gains sum to that
+    less what is read from the embeddings.
+    """
+    check_pairs(module_of(model), pairs, row_budget)
+
+    def read(traced: Traced, chunk: list[PromptPair], budget: int) -> pd.DataFrame:
+        inner = [(name, layer) for layer in range(layer_count(traced.model)) for name in ("attn_out", "mlp_out")]
+        run = record(traced, prompt_tokens(chunk, prompt, traced.device), [("resid_pre", 0), *inner])
+        stream, whole = run.sites["resid_pre", 0][:, -1], logit_difference(last_logits(traced, run.final), chunk)
+        before, tables = logit_difference(last_logits(traced, stream), chunk), []
+        for component, layer in inner:
+            stream = stream + run.sites[component, layer][:, -1]
+            after = logit_difference(last_logits(traced, stream), chunk)
+            values = {"gain": (after - before).cpu().numpy(), "logit_difference": whole.cpu().numpy()}
+            names = {"pair": [pair.pair_id for pair in chunk], "component": component, "layer": layer}
+            tables.append(pd.DataFrame(names | values))
+            before = after
+        return pd.concat(tables)
+
+    return _in_chunks(model, pairs, read, row_budget)
 
 
 def run_distances(model, pairs: Sequence[PromptPair], *, row_budget: int | None = None) -> pd.DataFrame:

@@ -100,7 +100,7 @@ paragraph(compared.sentence)
 ranks = board(standings.scores)
 write_tables(output, {"board": ranks})
 caption = "Is the block with the highest score a planted one? Means over all plants that count."
-display(draw("06_leaderboard", figure_table(standings.scores), drawing="leaderboard", caption=caption))
+display(draw("06_leaderboard", figure_table(standings.scores, ranks), drawing="leaderboard", caption=caption))
 winners = {group: board_readings.first_sentences(standings.scores, ranks, group) for group in ("blind", "informed")}
 advice = {group: board_readings.recommendation(ranks, group) for group in winners}
 shown = list(dict.fromkeys([*board_readings.TOLD, *(best(ranks, group)["method"] for group in winners)]))
@@ -124,7 +124,7 @@ for sentence in (*winners.values(), *advice.values(), floor, trained, order, giv
 for question, lines in board_readings.by_question(ranks).items():
     paragraph(f"**{question.capitalize()}**")
     table(lines[board_readings.COLUMNS], digits=2)
-table(board_readings.hits_by_kind(standings.scores), digits=2)
+table(board_readings.hits_by_kind(standings.scores, ranks), digits=2)
 
 # %% [markdown]
 # ## Where do they point?

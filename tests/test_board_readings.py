@@ -134,8 +134,8 @@ def test_what_holds_by_construction_in_words():
     assert given_sentence(scores()).startswith("8 answers of 1 methods hold by construction")
 
 
-def test_hits_by_kind_of_plant():
-    hits = hits_by_kind(scores()).set_index("method")
+def test_hits_by_kind_of_plant(table):
+    hits = hits_by_kind(scores(), table).set_index("method")
     assert list(hits.index) == ["cross", "good", "fair", "random"] and list(hits.columns) == ["single", "two"]
     assert hits.loc["good", "single"] == 0.75 and hits.loc["cross", "two"] == 1 and hits["single"].isna()["cross"]
 

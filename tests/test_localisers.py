@@ -49,7 +49,7 @@ def located(method, pairs=PAIRS):
 
 
 def test_the_table_tells_its_methods_apart():
-    assert len(BY_NAME) == len(METHODS) == 47 and ONE_OF_EACH <= set(BY_NAME)
+    assert len(BY_NAME) == len(METHODS) == 48 and ONE_OF_EACH <= set(BY_NAME)
     assert {method.question for method in METHODS} == set(QUESTIONS)
     assert sum(method.informed for method in METHODS) == 12
     given = {method.name: set(method.given) for method in METHODS if method.given}
@@ -152,6 +152,28 @@ def test_direct_contributions_are_read_through_the_frozen_final_norm():
             part = held[component, layer][0, -1]
             said = ((part - part.mean()) / deviation * norm.weight * towards).sum().item()
             assert tuple(found.loc[(pair.pair_id, component, layer)]) == pytest.approx((said, whole), abs=1e-4)
+
+
+@torch.no_grad()
+def test_the_lens_reads_a_stream_as_if_the_model_ended_there():
+    model = MODELS["taught"]
+    found = located(BY_NAME["logit lens"]).set_index(KEY)
+    for pair in PAIRS:
+        held = record(model, pair.clean)
+        towards = model.lm_head.weight[pair.answer[0]] - model.lm_head.weight[pair.foil[0]]
+
+        def read(stream, towards=towards):
+            return (model.transformer.ln_f(stream[0, -1]) * towards).sum().item()
+
+        whole = read(held["resid_post", LAYERS - 1])
+        for layer in (0, 2):
+            middle = read(held["resid_pre", layer] + held["attn_out", layer])
+            ends = read(held["resid_pre", layer]), read(held["resid_post", layer])
+            said = {"attn_out": middle - ends[0], "mlp_out": ends[1] - middle}
+            for component, gain in said.items():
+                assert tuple(found.loc[(pair.pair_id, component, layer)]) == pytest.approx((gain, whole), abs=1e-4)
+        own = found.loc[pair.pair_id]["numerator"].sum()
+        assert own == pytest.approx(whole - read(held["resid_pre", 0]), abs=1e-4)
 
 
 def test_the_noise_has_three_standard_deviations_of_the_embeddings():

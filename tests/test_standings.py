@@ -158,7 +158,7 @@ def test_a_kind_has_a_board_of_its_own():
 def test_what_holds_by_construction_stands_apart():
     (row,) = given_cells(scores()).to_dict("records")
     assert row == {"method": "cross", "group": "informed", "kind": "single", "hit_at_1": 1, "plants": 8}
-    drawn = figure_table(scores())
+    drawn = figure_table(scores(), board(scores(), resamples=20))
     assert list(drawn["method"]) == ["cross", "good", "fair", "random", "cross"]
     assert list(drawn["given"]) == [False] * 4 + [True] and drawn["hit_at_1"].iat[-1] == 1
 
