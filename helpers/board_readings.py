@@ -9,8 +9,18 @@ import pandas as pd
 from statsmodels.stats.proportion import proportion_confint
 
 from helpers.artifacts import ArtifactError
-from helpers.pointing import calibration_error
-from helpers.standings import ALARMS, FLOORS, UNTOUCHED, best, board, common, first_shares, recommended
+from helpers.report import started
+from helpers.standings import (
+    ALARMS,
+    FLOORS,
+    UNTOUCHED,
+    best,
+    board,
+    clustered_interval,
+    common,
+    first_shares,
+    recommended,
+)
 
 COLUMNS = [
     "method",
@@ -49,7 +59,8 @@ HIGH = 0.75  # of a recovery: who reports it means that the place holds most of 
 def said(line: pd.Series, name: str = "hit_at_1") -> str:
     """A method's score with its interval, and over what, in words."""
     interval = f"{line[name]:.2f} ({line[f'{name}_low']:.2f} to {line[f'{name}_high']:.2f})"
-    return f"{line['method']}: {interval} over {line['plants']} plants of the seeds {line['seeds']}"
+    seeds = f"seed{'s' if ',' in line['seeds'] else ''} {line['seeds']}"
+    return f"“{line['method']}”, {interval} over {line['plants']} plants ({seeds})"
 
 
 def covers_chance(line: pd.Series) -> bool:
@@ -74,7 +85,7 @@ def alarm_sentence(table: pd.DataFrame, method: str) -> str:
     line = _line(table, method)
     low, high = proportion_confint(line["false_alarms"], line["nulls"], method="wilson")
     text = (
-        f"{_started(method)} claims a block in {line['false_alarms']} of {line['nulls']} models into which nothing was "
+        f"{started(method)} claims a block in {line['false_alarms']} of {line['nulls']} models into which nothing was "
         f"written ({low:.0%} to {high:.0%}), and in {line['claims']} of {line['plants']} that were taught"
     )
     return f"{text}, of which {line['claims_right']:.0%} are right." if line["claims"] else f"{text}."
@@ -86,12 +97,21 @@ def by_question(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
     return {question: part.reset_index(drop=True) for question, part in asked.groupby("question", sort=True)}
 
 
+def plants_table(plants: pd.DataFrame) -> pd.DataFrame:
+    """By kind: how many plants, how many count, and the least that any of them learnt (nulls: nothing to) and kept."""
+    kept = plants[["kept_replayed", "kept_held_out"]].min(axis=1)
+    learnt = plants["learnt"].where(plants["kind"] != "null")
+    grouped = plants.assign(kept=kept, learnt=learnt).groupby("kind", sort=False)
+    columns = {"plants": ("plant", "size"), "counts": ("counts", "sum")}
+    return grouped.agg(**columns, least_learnt=("learnt", "min"), least_kept=("kept", "min")).reset_index()
+
+
 def plants_sentence(plants: pd.DataFrame) -> str:
     """How many plants count, and what the others learnt and kept; `plants` as in standings.Standings."""
     out = plants[~plants["counts"]]
     text = f"Of {len(plants)} plants {len(plants) - len(out)} count"
     if out.empty:
-        return f"{text}: all learnt what they were taught and kept what was known."
+        return f"{text}: all kept what was known, and all that were taught learnt it."
     kept = out[["kept_replayed", "kept_held_out"]].min(axis=1)
     lines = zip(out["plant"], out["learnt"], kept, strict=True)
     return (
@@ -101,17 +121,17 @@ def plants_sentence(plants: pd.DataFrame) -> str:
     )
 
 
-def first_sentences(scores: pd.DataFrame, table: pd.DataFrame, group: str) -> str:
+def best_sentence(scores: pd.DataFrame, table: pd.DataFrame, group: str) -> str:
     """The best method of a group with its interval, who else may be it, and how it does where all are ranked."""
-    line, shares = best(table, group), first_shares(scores, group)
+    line, shares, norm = best(table, group), first_shares(scores, group), _line(table, "weight norm")
     equal = table[(table["group"] == group) & (table["skill"] > line["skill"] - 1e-9)]["method"].tolist()[1:]
     others = [name for name, share in shares.items() if share >= SELDOM and name != line["method"]]
-    text = f"Best {group} method, hit@1: {said(line)}; chance is {line['chance']:.2f}."
+    text = f"Best {group} method, by hit@1: {said(line)}; chance is {line['chance']:.2f}."
     if equal:
-        text += f" As good on fewer or as many plants: {'; '.join(equal)}."
+        text += f" Of the same skill: {_named(equal)}."
     text += (
         f" It comes first, alone or with others, in {shares[line['method']]:.0%} of resamples of seeds and plants; "
-        f"{len(others)} others do so in {SELDOM:.0%} or more{': ' if others else ''}{'; '.join(others)}."
+        f"{len(others)} others do so in {SELDOM:.0%} or more{': ' if others else ''}{_named(others)}."
     )
     shared = common(scores, group)
     if 0 < shared["plant"].nunique() < line["plants"]:
@@ -121,40 +141,42 @@ def first_sentences(scores: pd.DataFrame, table: pd.DataFrame, group: str) -> st
             f" On the {len(own)} plants on which all {group} methods are ranked it hits {own['hit_at_1'].mean():.2f}, "
             f"and {perfect} of {shared['method'].nunique()} methods hit every one."
         )
+    if norm["hit_at_1_high"] >= line["hit_at_1_low"]:
+        text += f" By hit@1 it is not shown to do better than the weight norm, {norm['hit_at_1']:.2f}."
     return text
 
 
 def recommendation(table: pd.DataFrame, group: str) -> str:
     """The best method of a group among those that raise few false alarms, or that there is none."""
+    rule = f"above chance, with claims on {ALARMS:.0%} of the nulls at most"
     try:
         line = recommended(table, group)
     except ArtifactError:
-        return (
-            f"No {group} method above chance claims a block in {ALARMS:.0%} of the nulls or less: none is recommended."
+        return f"No {group} method can be recommended: none is {rule}."
+    again = "It" if line["method"] == best(table, group)["method"] else said(line)
+    return f"{again} is the first {group} method {rule}, and recommended. {alarm_sentence(table, line['method'])}"
+
+
+def trust_sentence(table: pd.DataFrame) -> str:
+    """What high scores are worth; `table` as of standings.trust."""
+    told = table[table["places"] > 0]
+    text = f"{len(table) - len(told)} of {len(table)} methods give no place {HIGH} or more."
+    if len(told):
+        text += (
+            f" Of the places that the others give {HIGH} or more, {told['share'].min():.0%} "
+            f"(“{told.loc[told['share'].idxmin(), 'method']}”) to {told['share'].max():.0%} "
+            f"(“{told.loc[told['share'].idxmax(), 'method']}”) are planted."
         )
-    return f"Recommended, {group}: {said(line)}. {alarm_sentence(table, line['method'])}"
+    better = int((table["error"] < table["never"]).sum())
+    return f"{text} {better} have a smaller calibration error than giving every place 0 has."
 
 
-def reliability_sentence(table: pd.DataFrame, method: str) -> str:
-    """What a method's high scores are worth; `table` as of standings.reliabilities."""
-    rows = table[table["method"] == method]
-    if rows.empty:
-        return f"{_started(method)} is ranked on no plant."
-    high, error = rows[rows["said"] >= HIGH], calibration_error(rows)
-    never = float((rows["right"] * rows["places"]).sum() / rows["places"].sum())
-    told = f"the expected calibration error is {error:.2f}, and {never:.2f} for whoever says 0 of every place."
-    if high.empty:
-        return f"{_started(method)} gives no place {HIGH} or more; {told}"
-    places, planted = int(high["places"].sum()), round(float((high["right"] * high["places"]).sum()))
-    return f"Where {method} gives a place {HIGH} or more, it is planted in {planted} of {places} cases; {told}"
-
-
-def given_sentence(scores: pd.DataFrame) -> str:
+def by_construction_sentence(scores: pd.DataFrame) -> str:
     """How many answers hold by construction; exact they are, or calibration.check_given would have stopped."""
     given = scores[scores["counts"] & scores["given"]]
     return (
-        f"{len(given)} answers of {given['method'].nunique()} methods hold by construction: 1 at the place that was "
-        "written, 0 before it. Each was held to that when it was scored, and none is ranked."
+        f"{len(given)} answers of {given['method'].nunique()} methods hold by construction, such as a recovery of 1 at "
+        "a single place that was written and of 0 before it. Each was held to that when it was scored; none is ranked."
     )
 
 
@@ -176,12 +198,12 @@ def diagonal_sentence(matrices: pd.DataFrame) -> str:
     blocks, methods = matrices["planted"].nunique(), len(right)
     wrong = share.where(matrices["planted"] != matrices["pointed"], 0).groupby(matrices["pointed"]).sum()
     always = int((right >= blocks - 1e-9).sum())
-    text = f"In the mean, {always} of {methods} methods put the planted block first in every row"
+    text = f"Of {methods} methods that have to find them {always} score the planted block highest wherever it is"
     if not wrong.sum() > 0:
         return f"{text}."
     return (
-        f"{text}, and {int((right < 1 + 1e-9).sum())} in one row at most. Of the rows that are wrong "
-        f"{wrong.max() / wrong.sum():.0%} point to block {wrong.idxmax()}."
+        f"{text}, and {int((right < 1 + 1e-9).sum())} do so for one block at most. Of the misses "
+        f"{wrong.max() / wrong.sum():.0%} are block {wrong.idxmax()}."
     )
 
 
@@ -192,7 +214,7 @@ def not_given(table: pd.DataFrame, scores: pd.DataFrame, *, kind: str = "single"
     return table[table["method"].isin(free.index[free]) & ~table["method"].isin(FLOORS)]
 
 
-def trained_sentence(scores: pd.DataFrame, methods: Sequence[str]) -> str:
+def trained_nulls_sentence(scores: pd.DataFrame, methods: Sequence[str]) -> str:
     """How often methods point to the block of a null that was trained, on old facts: then they find training alone."""
     nulls = scores[(scores["kind"] == "null") & ~scores["plant"].str.startswith(UNTOUCHED) & scores["counts"]]
     chance = scores.loc[scores["kind"] == "single", "chance_hit_at_1"].mean()
@@ -201,11 +223,12 @@ def trained_sentence(scores: pd.DataFrame, methods: Sequence[str]) -> str:
         own = nulls[nulls["method"] == method]
         trained, tops = own["plant"].str.extract(r"^null-(\d+)-", expand=False), own["top_blocks"].str.split()
         hits = [(block in blocks) / len(blocks) for block, blocks in zip(trained, tops, strict=True)]
-        told.append(f"{method} in {np.mean(hits):.2f}")
+        low, high = clustered_interval(hits, own["seed"])
+        told.append(f"“{method}” in {np.mean(hits):.2f} ({low:.2f} to {high:.2f})")
     return (
         f"Of {nulls['plant'].nunique()} nulls one block was trained, on facts that the model knew before. Asked about "
-        f"facts that it was never taught, methods point to that block: {'; '.join(told)}. Chance is {chance:.2f}. Who "
-        "does so more often finds where there was training, whatever was learnt."
+        f"facts that it was never taught, methods point to that block: {', '.join(told)}. Chance is {chance:.2f}: a "
+        "blind method that does so more often finds where there was training, whatever was learnt."
     )
 
 
@@ -231,7 +254,7 @@ def seeds_sentence(scores: pd.DataFrame) -> str:
         return "There is one seed, and no other to compare the order of the methods with."
     ranks = skill.corr(method="spearman").to_numpy()[np.triu_indices(skill.shape[1], 1)]
     firsts = {seed: best(lines, "blind")["method"] for seed, lines in seeds.groupby("seed")}
-    named = ", ".join(f"{name} (seed {seed})" for seed, name in firsts.items())
+    named = ", ".join(f"“{name}” (seed {seed})" for seed, name in firsts.items())
     return (
         f"Between seeds, the skills of {len(skill)} methods have rank correlations of {ranks.min():.2f} to "
         f"{ranks.max():.2f}; the first blind method is {named}."
@@ -241,8 +264,13 @@ def seeds_sentence(scores: pd.DataFrame) -> str:
 def cost_sentence(table: pd.DataFrame, methods: Sequence[str]) -> str:
     """Forward passes per pair and seconds of these methods."""
     lines = [_line(table, method) for method in methods]
-    told = [f"{line['method']} {line['passes']:.0f} passes and {line['seconds']:.1f} s" for line in lines]
-    return f"Cost, per pair and per plant: {'; '.join(told)}."
+    told = [f"“{line['method']}” {line['passes']:.0f} passes and {line['seconds']:.1f} s" for line in lines]
+    return f"Cost, in passes per pair and seconds per plant: {', '.join(told)}."
+
+
+def _named(methods: Sequence[str]) -> str:
+    """Names that may hold commas, told apart."""
+    return ", ".join(f"“{method}”" for method in methods)
 
 
 def _line(table: pd.DataFrame, method: str) -> pd.Series:
@@ -250,7 +278,3 @@ def _line(table: pd.DataFrame, method: str) -> pd.Series:
     if lines.empty:
         raise ArtifactError(f"The leaderboard has no method {method!r}; it has {', '.join(table['method'])}.")
     return lines.iloc[0]
-
-
-def _started(text: str) -> str:
-    return text[:1].upper() + text[1:]

@@ -45,5 +45,8 @@ def reading(table: pd.DataFrame) -> str:
         f"{counts.get('moved', 0)} the one that only moves the answer, and {counts.get('both', 0)} both alike."
     )
     if len(astray):
-        text += f" {len(astray)} score another block as high or higher: {', '.join(astray)}."
+        text += (
+            f" {len(astray)} score another block as high or higher: {'; '.join(astray)}. (A window spans most of so "
+            "small a model.)"
+        )
     return text

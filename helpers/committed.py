@@ -64,8 +64,8 @@ def read_committed(folder: Path, *, code: Mapping, plants: Mapping) -> Committed
     before = record["code"]
     changed = sorted(name for name in before.keys() | code.keys() if before.get(name) != code.get(name))
     changed += sorted(name for name in plants if record["plants"].get(name) != plants[name])
-    note = "These tables are those of the code and the plants as they are."
+    note = "The committed tables fit the code as it is, and the embedded plants."
     if changed:
         named = ", ".join(changed[:3]) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
-        note = f"These tables are not up to date, because {named} changed since: run `{record['again']}`."
+        note = f"The committed tables are not up to date, for {named} changed or is new: run `{record['again']}`."
     return Committed(tables, not changed, note)

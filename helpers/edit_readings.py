@@ -17,7 +17,7 @@ import pandas as pd
 
 from helpers.editing import EditingError
 from helpers.efficacy import correlation_with_scores, kind_contrasts
-from helpers.first_mlp import Answer
+from helpers.report import Answer, started
 
 READ = ("rewrite", "damage")  # the outcomes that are spoken of
 WAYS = {
@@ -63,7 +63,7 @@ def by_block(edits: pd.DataFrame, *, planted: Mapping[str, Sequence[int]]) -> An
         ]
         told = f"; the planted block is the best one in {sum(hits)} of {len(hits)} plants" if hits else ""
         sentences.append(
-            f"{_started(_way(edit))} edits best at block {best} (rewrite {means.loc[best, 'rewrite']:.2f}, damage "
+            f"{started(_way(edit))} edits best at block {best} (rewrite {means.loc[best, 'rewrite']:.2f}, damage "
             f"{_number(means.loc[best, 'damage'], 'damage')}, means over {plants} plants){told}."
         )
     return Answer(table, " ".join(sentences))
@@ -132,8 +132,8 @@ def by_kind(edits: pd.DataFrame, *, resamples: int, confidence: float, seed: int
             apart = int(((found["low"] > 0) | (found["high"] < 0)).sum())
             said = [f"{_interval(row, 'difference')} by {_way(row.edit)}" for row in found.itertuples()]
             sentences.append(
-                f"{_started(outcome)} depends on the type of fact for {apart} of {len(found)} ways of editing, "
-                f"definitional less associative: {_listed(said)}."
+                f"{started(outcome)} differs between types of fact, by an interval that excludes 0, for {apart} of "
+                f"{len(found)} ways of editing, definitional less associative: {_listed(said)}."
             )
         if len(shared):
             named = _listed([_way(edit) for edit in shared])
@@ -157,7 +157,7 @@ def _told(lines: pd.DataFrame) -> str:
     above, below = (lines["low"] > 0).sum(), (lines["high"] < 0).sum()
     over_facts = f", and the interval over facts excludes 0 for {above + below} ({above} above, {below} below)"
     return (
-        f"{_started(first['outcome'])} by {_way(first['edit'])}: of {len(lines)} methods, {beyond} "
+        f"{started(first['outcome'])} by {_way(first['edit'])}: of {len(lines)} methods, {beyond} "
         f"{'is' if beyond == 1 else 'are'} beyond what blocks exchanged at random give"
         f"{over_facts if lines['low'].notna().any() else ''}; furthest from 0 is {_interval(widest, 'correlation')} "
         f"({widest['method']})."
@@ -186,10 +186,6 @@ def _number(value: float, outcome: str = "") -> str:
 
 def _way(edit: str) -> str:
     return WAYS.get(edit, edit)
-
-
-def _started(text: str) -> str:
-    return text[0].upper() + text[1:]
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -6,7 +6,7 @@ are and of which kind they are. On plants, whose place is known, four questions 
     recovery_by_block    how much does MLP 0 recover when the facts are in another block?
     kinds_apart          does its share tell definitional facts from associative ones?
     subject_alone        what is left of it when the subject's last token alone is patched?
-    repairs              how often does a method point to the right block, blind and as a difference against the base?
+    against_base         how often does a method point to the right block, blind and as a difference against the base?
 
 Each answer is a small table, and a sentence computed from it. Scores are those of `with_truth`: they have the columns
 plant, kind (of the plant), planted_component, planted_layer, method, component, layer and score.
@@ -15,25 +15,17 @@ plant, kind (of the plant), planted_component, planted_layer, method, component,
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from scipy.stats import mannwhitneyu
 
+from helpers.report import Answer
 from helpers.standings import clustered_interval
 from helpers.stats import StatisticsError, contrasts
 
 PLANTED = ["planted_component", "planted_layer"]
 KINDS = ("definitional", "associative")
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A small table and what it says, in one sentence."""
-
-    table: pd.DataFrame
-    sentence: str
 
 
 def with_truth(scores: pd.DataFrame, places: pd.DataFrame, *, kinds: Sequence[str] = ("single",)) -> pd.DataFrame:
@@ -48,26 +40,33 @@ def with_truth(scores: pd.DataFrame, places: pd.DataFrame, *, kinds: Sequence[st
 def recovery_by_block(scores: pd.DataFrame, *, method: str) -> Answer:
     """A method's score of MLP 0 and of the planted place, a mean over the plants of each place.
 
-    Columns: planted_component, planted_layer, first_mlp, planted, plants. Raises StatisticsError for no such score, and
-    where no plant is outside MLP 0.
+    Columns: planted_component, planted_layer, score_mlp_0, score_planted, plants. Raises StatisticsError for no such
+    score, and where no plant is outside MLP 0.
     """
     rows = _of(scores, method)
     first, planted = rows[_is_first(rows)], rows[_is_planted(rows)]
-    values = first.set_index(["plant", *PLANTED])["score"].rename("first_mlp").to_frame()
-    values = values.join(planted.set_index(["plant", *PLANTED])["score"].rename("planted"), how="inner").reset_index()
+    values = first.set_index(["plant", *PLANTED])["score"].rename("score_mlp_0").to_frame()
+    at_planted = planted.set_index(["plant", *PLANTED])["score"].rename("score_planted")
+    values = values.join(at_planted, how="inner").reset_index()
     table = values.groupby(PLANTED, as_index=False).agg(
-        first_mlp=("first_mlp", "mean"), planted=("planted", "mean"), plants=("plant", "nunique")
+        score_mlp_0=("score_mlp_0", "mean"), score_planted=("score_planted", "mean"), plants=("plant", "nunique")
     )
     elsewhere = table[(table["planted_layer"] != 0) | (table["planted_component"] != "mlp_out")]
     if elsewhere.empty:
         raise StatisticsError(f"{method!r} was asked of no plant outside MLP 0, so nothing can be said of MLP 0.")
-    low, high = elsewhere["first_mlp"].min(), elsewhere["first_mlp"].max()
-    more = int((elsewhere["first_mlp"] > elsewhere["planted"]).sum())
+    low, high = elsewhere["score_mlp_0"].min(), elsewhere["score_mlp_0"].max()
+    more = int((elsewhere["score_mlp_0"] > elsewhere["score_planted"]).sum())
     sentence = (
         f"By {method}, MLP 0 scores between {low:.2f} and {high:.2f} where the facts are elsewhere, and more than the "
         f"place that they are in for {more} of {len(elsewhere)} places."
     )
     return Answer(table, sentence)
+
+
+def outside_block_0(effects: pd.DataFrame, known: pd.DataFrame, *, methods: Sequence[str]) -> pd.DataFrame:
+    """Lines of some methods about plants whose facts are outside block 0; `known` as of with_truth."""
+    plants = known.loc[known["planted_layer"] > 0, "plant"]
+    return effects[effects["method"].isin(methods) & effects["plant"].isin(plants)]
 
 
 def kinds_apart(effects: pd.DataFrame, *, resamples: int, confidence: float, seed: int) -> Answer:
@@ -94,8 +93,9 @@ def kinds_apart(effects: pd.DataFrame, *, resamples: int, confidence: float, see
     apart = table[(table["low"] > 0) | (table["high"] < 0)]
     widest = table.loc[(table["auroc"] - 0.5).abs().idxmax()]
     sentence = (
-        f"The interval of the difference between definitional and associative facts excludes 0 for {len(apart)} of "
-        f"{len(table)} methods; the AUROC furthest from one half is {widest['auroc']:.2f} ({widest['method']})."
+        f"What MLP 0 recovers differs between definitional and associative facts, by an interval that excludes 0, for "
+        f"{len(apart)} of {len(table)} methods; the AUROC furthest from one half is {widest['auroc']:.2f} "
+        f"(“{widest['method']}”)."
     )
     return Answer(table, sentence)
 
@@ -127,7 +127,7 @@ def subject_alone(scores: pd.DataFrame, *, everywhere: str, subject: str) -> Ans
     return Answer(table, sentence)
 
 
-def repairs(scores: pd.DataFrame, *, differences: Mapping[str, str]) -> Answer:
+def against_base(scores: pd.DataFrame, *, differences: Mapping[str, str]) -> Answer:
     """How often a method hits the planted block: blind, and as a difference against the base, on the same plants.
 
     `scores` are the leaderboard's (helpers.standings), `differences` gives the difference method by its blind method's
@@ -153,10 +153,10 @@ def repairs(scores: pd.DataFrame, *, differences: Mapping[str, str]) -> Answer:
     table = pd.DataFrame(lines)
     better = int((table["low"] > 0).sum())
     sentence = (
-        f"The difference against the base hits the planted block more often than the blind method, by an interval that "
-        f"excludes 0, for {better} of {len(table)} methods: in {table['difference_hits'].mean():.0%} of plants against "
-        f"{table['blind_hits'].mean():.0%}, a mean over methods. Blind, they point to block 0 alone, and are wrong, in "
-        f"{table['first_block'].min():.0%} to {table['first_block'].max():.0%} of plants."
+        f"Taking the base's score away raises the share of hits, by an interval that excludes 0, for {better} of "
+        f"{len(table)} methods; the gains are {table['gain'].min():+.2f} to {table['gain'].max():+.2f}. Blind, they "
+        f"point to block 0 alone, and are wrong, in {table['first_block'].min():.0%} to "
+        f"{table['first_block'].max():.0%} of plants."
     )
     return Answer(table, sentence)
 

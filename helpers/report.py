@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from helpers.artifacts import write_json
 from helpers.config import Paths
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A table and what it says, in sentences."""
+
+    table: object
+    sentence: str
 
 
 def paragraph(text: str) -> None:
@@ -41,6 +50,11 @@ def save_findings(paths: Paths, notebook: str, findings: dict[str, str]) -> None
 def percent(share: float) -> str:
     """A share as a whole percentage."""
     return f"{100 * share:.0f} %"
+
+
+def started(text: str) -> str:
+    """A text that begins a sentence."""
+    return text[:1].upper() + text[1:]
 
 
 def tiny(number: float) -> str:

@@ -17,11 +17,11 @@ import torch
 from helpers.artifacts import ArtifactError
 from helpers.calibration import CalibrationError, load_case, score_case
 from helpers.config import Calibration, Paths
-from helpers.first_mlp import Answer
 from helpers.localisers import METHODS
 from helpers.planting import Plant, Recipe, check_plant, counts, plant_model
 from helpers.plants import load_plant, manifest, material, stored_plants
 from helpers.processes import as_finished
+from helpers.report import Answer
 from helpers.standings import Standings
 
 FIRST_MLP = ("mlp_out", 0)
@@ -111,9 +111,9 @@ def replanted(plant: Plant, paths: Paths, *, steps: int | None = None) -> Answer
     verdict = "counts" if counts(plant, checked) else "does not count"
     sentence = (
         f"Planted again in this run, {plant.name} differs from its base in {', '.join(sorted(here))}, as its embedded "
-        f"twin does, and nowhere else. The two changes have a cosine of {alike:.3f}, and {equal:.0%} of their weights "
-        f"are equal to the bit. The one made here {verdict}: it has learnt {checked.learnt:.1%} of its facts, and kept "
-        f"{checked.kept:.1%} of the old ones."
+        f"twin does, and nowhere else. The two changes have a cosine of {alike:.3f}, and {equal:.0%} of the changed "
+        f"weights are equal to the bit. The one made here {verdict}: it has learnt {checked.learnt:.1%} of its facts, "
+        f"and kept {checked.kept:.1%} of the old ones."
     )
     if asdict(recipe) != row["recipe"]:
         sentence += f" It was trained for {recipe.steps} steps, the twin for {row['recipe']['steps']}."
@@ -144,13 +144,13 @@ def against_committed(found: Rescored, standings: Standings) -> Answer:
     same = (tops["top_blocks"] == tops["top_blocks_committed"]).groupby(tops["method"]).agg(["mean", "size"])
     table = table.join(same).rename(columns={"mean": "same_block", "size": "plants"}).reset_index()
     shared = np.average(table["same_block"], weights=table["plants"])
+    asked, there = int(found.scores["pairs"].max()), int(standings.scores["pairs"].max())
+    fewer = f", about {asked} facts in the place of {there}" if asked < there else ""
     sentence = (
-        f"{len(table)} methods were run again on {tops['plant'].nunique()} embedded plants. They point to the same "
-        f"block as in the committed leaderboard in {shared:.1%} of their answers, and no score is further from the "
-        f"committed one than {table['difference'].max():.1e} of the largest of its plant."
+        f"{len(table)} methods were run again on {tops['plant'].nunique()} embedded plants{fewer}. They point to the "
+        f"same block as in the committed leaderboard in {shared:.1%} of their answers; the largest difference of a "
+        f"score is {table['difference'].max():.3%} of the highest one of its plant."
     )
-    if (fewer := found.scores["pairs"].max()) < standings.scores["pairs"].max():
-        sentence += f" They were asked about {fewer} facts here, and about {standings.scores['pairs'].max()} there."
     return Answer(table[["method", "plants", "difference", "same_block"]], sentence)
 
 

@@ -7,7 +7,7 @@ Plants of one seed share their facts, so that means over plants have intervals b
 plants within each drawn seed. Three seeds are few, and where every answer is right no resample is wrong: an interval of
 hit@1 is never narrower than Wilson's of as many independent plants. Methods are ordered by skill = (hit@1 − chance) /
 (1 − chance), 0 at chance and 1 for always right, because a method is not ranked on plants where its answer holds by
-construction, and chance is another on those that are left; equal ones by the number of plants that they had to find.
+construction, and chance is another on those that are left; ties by reciprocal rank, AUROC, then number of plants.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from statsmodels.stats.proportion import proportion_confint
 from helpers.artifacts import ArtifactError
 from helpers.committed import code_digests, read_committed, write_committed
 from helpers.config import ROOT
-from helpers.pointing import SCORES, reliability, seed_agreement
+from helpers.pointing import SCORES, calibration_error, reliability, seed_agreement
 
 FOLDER = ROOT / "data" / "embedded" / "leaderboard"
 SCORED_BY = ("localisers", "calibration", "pointing")  # with every module that these import
@@ -235,6 +235,22 @@ def reliabilities(scores: pd.DataFrame, places: pd.DataFrame, *, bins: int = 10)
             table.loc[line.Index, ["low", "high"]] = min(ends[0], line.low), max(ends[1], line.high)
         tables.append(table.assign(method=name))
     return pd.concat(tables, ignore_index=True)
+
+
+def trust(scores: pd.DataFrame, places: pd.DataFrame, methods: Sequence[str], *, high: float) -> pd.DataFrame:
+    """What the high scores of methods are worth: method, places (that it gives `high` or more), planted, share, …
+
+    … error, the expected calibration error, and never, the error of giving every place 0. Of places as reliabilities.
+    """
+    ranked = scores.loc[scores["ranked"] & scores["hit_at_1"].notna(), ["method", "plant"]]
+    lines = places.merge(ranked, on=["method", "plant"]).assign(planted=lambda rows: rows["share"] > 0)
+    rows = []
+    for method in methods:
+        own = lines[lines["method"] == method]
+        above = own.loc[own["score"] >= high, "planted"]
+        error = calibration_error(reliability(own))
+        rows.append((method, len(above), int(above.sum()), above.mean(), error, own["planted"].mean()))
+    return pd.DataFrame(rows, columns=["method", "places", "planted", "share", "error", "never"])
 
 
 def _at_least_wilson(row: Mapping, plants: int) -> dict[str, float]:

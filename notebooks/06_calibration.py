@@ -34,13 +34,24 @@ from helpers.artifacts import write_tables
 from helpers.circuit_scores import circuit_scores, reading
 from helpers.compiled import compiled_recall
 from helpers.config import Paths, load_profile
+from helpers.edits import FOLDER as EDITED
 from helpers.edits import planted_blocks, read_edits
 from helpers.figures import save_figure
 from helpers.localisers import METHODS
 from helpers.plants import plant_digests
 from helpers.report import box, paragraph, save_findings, table
 from helpers.rescoring import against_committed, rescore
-from helpers.standings import FLOORS, FOLDER, best, board, figure_table, pointing_matrix, read_standings, reliabilities
+from helpers.standings import (
+    FLOORS,
+    FOLDER,
+    best,
+    board,
+    figure_table,
+    pointing_matrix,
+    read_standings,
+    reliabilities,
+    trust,
+)
 
 profile = load_profile(profile_name, overrides)
 paths, statistics = Paths(profile.name), vars(profile.statistics)
@@ -52,23 +63,17 @@ draw = partial(save_figure, paths=paths, seed=profile.statistics.seed, **made)
 # ## What is planted, and where?
 #
 # A plant is the embedded base model, taught 56 facts that it did not know: 24 real ones, and 32 made-up ones whose
-# answers are counterbalanced between kinds. Only one block's MLP may change (or one attention, two MLPs with known
-# shares, all MLPs), while old facts are replayed. *Drifted* plants were then trained on in all weights, on texts about
-# other things, so that no two activations are equal any more. *Nulls* were taught nothing new: they are the base
-# itself, or the base after training one MLP on facts that it knew. The *all* plants were taught in all weights, so that
-# their place is unknown. A plant counts if it has learnt 95 % of the new facts and kept 95 % of the old ones, replayed
-# or not.
+# answers are, over seeds, as often definitional as associative. Only one block's MLP may change (or one attention, two
+# MLPs with known shares, all MLPs), while old facts are replayed. *Drifted* plants were then trained on in all weights,
+# on texts about other things, so that no two activations are equal any more. *Nulls* were taught nothing new: they are
+# the base itself, or the base after training one MLP on facts that it knew. The *all* plants were taught in all
+# weights, so that their place is unknown. A plant counts if it has learnt 95% of the new facts (nulls have none) and
+# kept 95% of the old ones, replayed or not.
 
 # %%
 standings = read_standings(plants=plant_digests(paths.embedded / "plants"))
-planted = standings.plants.assign(kept=standings.plants[["kept_replayed", "kept_held_out"]].min(axis=1))
-kinds = planted.groupby("kind", sort=False)
-table(
-    kinds.agg(
-        plants=("plant", "size"), counts=("counts", "sum"), learnt=("learnt", "min"), kept=("kept", "min")
-    ).reset_index()
-)
-paragraph(board_readings.plants_sentence(planted))
+table(board_readings.plants_table(standings.plants))
+paragraph(board_readings.plants_sentence(standings.plants))
 paragraph(board_readings.drift_sentence(standings.scores, standings.places))
 paragraph(standings.note)
 
@@ -91,22 +96,22 @@ paragraph(compared.sentence)
 #
 # Blind methods see the taught model alone, as whoever studies a model that others have trained. Informed ones see it as
 # it was before, too. Where an answer is given by algebra (patching between two models that differ in one place, or the
-# norm of the change) it is drawn hollow and not ranked. Two floors ask the model nothing: random scores, and the norm
-# of a place's weights, since what was trained grows. Intervals resample seeds, then plants, and are never narrower than
-# Wilson's; they are of other plants in this one base model, not of other models, and rather too short: seeds are three,
-# two of them share the made-up facts, and a first place is the best of many.
+# norm of the change) it is drawn as a ring and not ranked. Two floors ask the model nothing: random scores, and the
+# norm of a place's weights, since what was trained grows. Intervals resample seeds, then plants, and are never narrower
+# than Wilson's; they are of other plants in this one base model, not of other models, and rather too short: seeds are
+# three, two of them share the made-up facts, and a first place is the best of many.
 
 # %%
 ranks = board(standings.scores)
 write_tables(output, {"board": ranks})
 caption = "Is the block with the highest score a planted one? Means over all plants that count."
 display(draw("06_leaderboard", figure_table(standings.scores, ranks), drawing="leaderboard", caption=caption))
-winners = {group: board_readings.first_sentences(standings.scores, ranks, group) for group in ("blind", "informed")}
+winners = {group: board_readings.best_sentence(standings.scores, ranks, group) for group in ("blind", "informed")}
 advice = {group: board_readings.recommendation(ranks, group) for group in winners}
 shown = list(dict.fromkeys([*board_readings.TOLD, *(best(ranks, group)["method"] for group in winners)]))
 floor, order = board_readings.floor_sentence(ranks), board_readings.seeds_sentence(standings.scores)
-trained = board_readings.trained_sentence(standings.scores, shown)
-given, cost = board_readings.given_sentence(standings.scores), board_readings.cost_sentence(ranks, shown)
+trained = board_readings.trained_nulls_sentence(standings.scores, shown)
+given, cost = board_readings.by_construction_sentence(standings.scores), board_readings.cost_sentence(ranks, shown)
 for sentence in (*winners.values(), *advice.values(), floor, trained, order, given, cost):
     paragraph(sentence)
 
@@ -114,11 +119,16 @@ for sentence in (*winners.values(), *advice.values(), floor, trained, order, giv
 # ## Storage or mediation?
 #
 # A method that patches between two subjects, or takes something away, asks through which activations the answer flows:
-# *mediation*. One that compares two models asks what was written: *storage*. Pointing to another block than the planted
-# one is wrong for the second question only. `hit_at_1`, `reciprocal_rank` and `recall_at_2` (of two-block plants) ask
-# for the block, `auroc` for the place; `rank_correlation` is of the two-block plants with unequal shares, and of two
-# numbers a sign. `claims` are answers that the method stands by (`helpers.pointing`), of the plants and of the nulls.
-# `stable_…` is over resampled facts and over seeds: a method that always names one block is stable, too.
+# *mediation*. One that compares two models asks what was written: *storage*; and so do, because their authors do, two
+# that see one model, CLAP as published and causal tracing (denoising from Gaussian noise). To point to another block
+# than the planted one is wrong for *storage* only; the best method above is the best of both.
+#
+# `skill` is hit@1 from chance (0) to always (1); chance is 1/6 for one planted block and 1/3 for two. `hit_at_1`,
+# `reciprocal_rank` and `recall_at_2` (of two-block plants) ask for the block, `auroc` for the place; `rank_correlation`
+# is of the two-block plants with unequal shares, and of two numbers a sign. `claims` are answers that the method stands
+# by (`helpers.pointing`), `claims_right` the share of them that is right, `false_alarms` those on `nulls` (for informed
+# methods the trained ones, for the others all). `stable_…` is over resampled facts and over seeds: a method that always
+# names one block is stable, too. A *difference of models* is a score of the taught model less that of the base.
 
 # %%
 for question, lines in board_readings.by_question(ranks).items():
@@ -149,27 +159,27 @@ scaled = [method for method in asking if not method.startswith("weight change")]
 caption = "Places of all plants on which a method is ranked, by the score that it gives them."
 chosen = curves[curves["method"].isin(scaled)]
 display(draw("06_reliability", chosen, drawing="calibration_curves", caption=caption))
-trust = " ".join(board_readings.reliability_sentence(curves, method) for method in scaled)
-paragraph(trust)
+worth = trust(standings.scores, standings.places, scaled, high=board_readings.HIGH)
+table(worth)
+paragraph(board_readings.trust_sentence(worth))
 
 # %% [markdown]
 # ## The first MLP
 #
 # Patching between two subjects finds that the first MLP restores much of the answer, and the study reads from it where
-# definitional and associative knowledge is: of all modules the first feed-forward layer stands out there. Here the
-# place is known. Kinds are compared on plants whose facts are all in one place, outside block 0; a kind's relations and
-# wordings are its own, so that a difference can be theirs.
+# definitional and associative knowledge is: of all modules the first feed-forward layer stands out in the study. Here
+# the place is known. Kinds are compared on plants whose facts are all in one place, outside block 0; a kind's relations
+# and wordings are its own, so that a difference can be theirs.
 
 # %%
 everywhere, at_subject = (f"denoising MLP and attention, {where}" for where in ("all positions", "last subject token"))
 known = first_mlp.with_truth(standings.scores, standings.places)
 by_block = first_mlp.recovery_by_block(known, method=everywhere)
 as_published = first_mlp.recovery_by_block(known, method="CLAP as published")
-outside = set(known.loc[known["planted_layer"] > 0, "plant"])
-between_subjects = again.first_mlp.query("method in [@everywhere, @at_subject] and plant in @outside")
-apart = first_mlp.kinds_apart(between_subjects, **statistics)
+of_facts = first_mlp.outside_block_0(again.first_mlp, known, methods=[everywhere, at_subject])
+apart = first_mlp.kinds_apart(of_facts, **statistics)
 alone = first_mlp.subject_alone(known, everywhere=everywhere, subject=at_subject)
-repaired = first_mlp.repairs(standings.scores, differences=board_readings.DIFFERENCES)
+repaired = first_mlp.against_base(standings.scores, differences=board_readings.DIFFERENCES)
 answers = [by_block, as_published, apart, alone, repaired]
 for answer in answers:
     table(answer.table)
@@ -192,7 +202,7 @@ for answer in answers:
 # Of three plants and of the model that was taught in all weights, 50 facts are edited at every block in turn: by
 # fine-tuning that block's MLP alone, and by a rank-one update of its output. Hase et al. (arXiv 2301.04213) find that
 # where tracing points says nothing of where edits succeed. The study says that efficacy depends on the type of fact.
-# How strongly is edited was chosen on one plant, so that edits neither all succeed nor all fail, before any method's
+# How strongly to edit was chosen on one plant, so that edits neither all succeed nor all fail, before any method's
 # score was looked at. Plants of one base share much of what makes a block easy to edit: a correlation counts where it
 # is beyond that of blocks exchanged at random, in all plants alike.
 
@@ -203,7 +213,7 @@ edited, planted = edits.tables["edits"], planted_blocks(paths.embedded / "plants
 where = edit_readings.by_block(edited, planted=planted)
 drawn = edit_readings.figure_table(edited, planted=planted)
 caption = "50 facts edited at every block; a dot is where they were planted."
-display(draw("06_editing", drawn, caption=caption, **edit_readings.FIGURE))
+display(draw("06_editing", drawn, caption=caption, inputs=[EDITED / "edits.parquet"], **edit_readings.FIGURE))
 paragraph(where.sentence)
 told = edit_readings.told_by_scores(edited, standings.places, published="CLAP as published", **statistics)
 types = edit_readings.by_kind(edited, **statistics)
@@ -225,12 +235,11 @@ table(circuit, digits=2)
 paragraph(reading(circuit))
 
 # %%
-box("What holds here", [*winners.values(), *advice.values(), floor, trained, by_block.sentence, told.sentence])
-findings = {"Who finds the block, blind": f"{winners['blind']} {advice['blind']}"}
-findings |= {
-    "Who finds the block, informed": f"{winners['informed']} {advice['informed']}",
-    "Floors": f"{floor} {trained}",
-}
-findings |= {"The first MLP": " ".join(answer.sentence for answer in answers), "How far scores can be trusted": trust}
-findings |= {"Does localisation inform editing": f"{where.sentence} {told.sentence} {types.sentence}"}
-save_findings(paths, "06_calibration", findings | {"Leaderboard": f"{standings.note} {compared.sentence}"})
+held = [standings.note, *winners.values(), *advice.values(), floor, trained, by_block.sentence, told.sentence]
+box("What holds here", held)
+findings = {f"Who finds the block, {group}": f"{winners[group]} {advice[group]}" for group in winners}
+findings |= {"Who asks the model nothing": f"{floor} {trained}", "Leaderboard": f"{standings.note} {compared.sentence}"}
+findings["The first MLP"] = " ".join(answer.sentence for answer in answers)
+findings["How far scores can be trusted"] = board_readings.trust_sentence(worth)
+findings["Does localisation inform editing"] = f"{where.sentence} {told.sentence} {types.sentence}"
+save_findings(paths, "06_calibration", findings)

@@ -10,22 +10,23 @@ from helpers.board_readings import (
     DIFFERENCES,
     TOLD,
     alarm_sentence,
+    best_sentence,
+    by_construction_sentence,
     by_question,
     cost_sentence,
     covers_chance,
     diagonal_sentence,
     drift_sentence,
-    first_sentences,
     floor_sentence,
-    given_sentence,
     hits_by_kind,
     not_given,
     plants_sentence,
+    plants_table,
     recommendation,
-    reliability_sentence,
     said,
     seeds_sentence,
-    trained_sentence,
+    trained_nulls_sentence,
+    trust_sentence,
 )
 from helpers.localisers import METHODS
 from helpers.standings import best, board
@@ -37,7 +38,7 @@ def table():
 
 
 def test_sentences(table):
-    assert said(best(table, "informed")) == "cross: 1.00 (0.34 to 1.00) over 2 plants of the seeds 0, 1"
+    assert said(best(table, "informed")) == "“cross”, 1.00 (0.34 to 1.00) over 2 plants (seeds 0, 1)"
     norm = table[table["method"] == "random"].assign(method="weight norm", hit_at_1=0.9, false_alarms=2)
     both = pd.concat([table, norm])
     assert "covers chance, 0.17" in floor_sentence(both) and "hits it in 0.90 (" in floor_sentence(both)
@@ -71,39 +72,54 @@ def test_plants_in_words():
     lines = {"plant": ["a", "b"], "learnt": [1.0, 0.9], "kept_replayed": [1.0, 0.99], "kept_held_out": [0.97, 1.0]}
     plants = pd.DataFrame(lines).assign(counts=[True, False])
     assert plants_sentence(plants) == "Of 2 plants 1 count. Listed, and not ranked: b (learnt 0.900, kept 0.990)."
-    assert plants_sentence(plants[:1]).startswith("Of 1 plants 1 count: all learnt")
+    assert plants_sentence(plants[:1]).startswith("Of 1 plants 1 count: all kept")
+    by_kind = plants_table(plants.assign(kind=["single", "null"])).set_index("kind")
+    assert by_kind.loc["single"].tolist() == [1, 1, 1.0, 0.97] and by_kind.loc["null", "counts"] == 0
+    assert by_kind["least_learnt"].isna().tolist() == [False, True] and by_kind.loc["null", "least_kept"] == 0.99
+
+
+def with_norm(table, **changes):
+    """The board with the line of the weight norm."""
+    return pd.concat([table, table[table["method"] == "random"].assign(method="weight norm", **changes)])
 
 
 def test_the_best_in_words(table):
-    text = first_sentences(scores(), table, "blind")
-    assert text.startswith("Best blind method, hit@1: good: 0.75 (") and "chance is 0.17" in text
+    text = best_sentence(scores(), with_norm(table, hit_at_1_high=0.2), "blind")
+    assert text.startswith("Best blind method, by hit@1: “good”, 0.75 (") and "chance is 0.17" in text
     assert "It comes first, alone or with others, in 100% of resamples" in text
-    assert text.endswith("1 others do so in 5% or more: fair.")  # where seed 0 is not drawn, both are alike
+    assert text.endswith("1 others do so in 5% or more: “fair”.")  # where seed 0 is not drawn, both are alike
     tied = pd.concat([table, table[table["method"] == "good"].assign(method="twin")])
-    assert "As good on fewer or as many plants: twin." in first_sentences(scores(), tied, "blind")
+    text = best_sentence(scores(), with_norm(tied, hit_at_1=0.7, hit_at_1_high=0.9), "blind")
+    assert "Of the same skill: “twin”." in text
+    assert text.endswith("By hit@1 it is not shown to do better than the weight norm, 0.70.")
+
+
+def test_advice_in_words(table):
     assert recommendation(table, "blind") == (
-        "No blind method above chance claims a block in 5% of the nulls or less: none is recommended."
+        "No blind method can be recommended: none is above chance, with claims on 5% of the nulls at most."
     )
-    quiet = table.assign(false_alarms=0)
-    assert recommendation(quiet, "blind").startswith("Recommended, blind: good: 0.75")
-    assert "Good claims a block in 0 of 2 models" in recommendation(quiet, "blind")
+    quiet = table.assign(false_alarms=0, hit_at_1_low=0.4)
+    assert recommendation(quiet, "blind").startswith("It is the first blind method above chance, with claims on 5% of")
+    assert "recommended. Good claims a block in 0 of 2 models" in recommendation(quiet, "blind")
+    quiet.loc[quiet["method"] == "good", "false_alarms"] = 1
+    assert recommendation(quiet, "blind").startswith("“fair”, 0.50 (0.40 to ")
 
 
 def test_where_all_are_ranked_in_words():
     lines = scores()
     other = lines[(lines["method"] == "cross") & (lines["kind"] == "two")].assign(method="other", hit_at_1=0.0)
     both = pd.concat([lines, other[other["seed"] == 0]])
-    text = first_sentences(both, board(both, resamples=20), "informed")
+    text = best_sentence(both, with_norm(board(both, resamples=20), hit_at_1_high=0.2), "informed")
     end = "On the 1 plants on which all informed methods are ranked it hits 1.00, and 1 of 2 methods hit every one."
     assert text.endswith(end)
 
 
 def test_trained_nulls_in_words():
     rows = [("null-1-seed0", "1"), ("null-4-seed0", "0 4"), ("null-base-seed0", "1"), ("null-1-seed1", "0")]
-    nulls = pd.DataFrame(rows, columns=["plant", "top_blocks"]).assign(method="m", kind="null", counts=True)
+    nulls = pd.DataFrame(rows, columns=["plant", "top_blocks"]).assign(method="m", kind="null", counts=True, seed=0)
     single = pd.DataFrame({"method": "m", "plant": "p", "kind": "single", "chance_hit_at_1": [1 / 6]})
-    text = trained_sentence(pd.concat([nulls, single]), ["m"])
-    assert text.startswith("Of 3 nulls") and "that block: m in 0.50. Chance is 0.17" in text
+    text = trained_nulls_sentence(pd.concat([nulls, single]), ["m"])
+    assert text.startswith("Of 3 nulls") and "that block: “m” in 0.50 (0.00 to 1.00). Chance is 0.17" in text
 
 
 def test_drift_in_words():
@@ -116,13 +132,13 @@ def test_drift_in_words():
 def test_seeds_in_words():
     text = seeds_sentence(scores())
     assert text.startswith("Between seeds, the skills of 4 methods have rank correlations of ")
-    assert text.endswith("the first blind method is fair (seed 0), good (seed 1).")
+    assert text.endswith("the first blind method is “fair” (seed 0), “good” (seed 1).")
     assert seeds_sentence(scores().query("seed == 0")).startswith("There is one seed")
 
 
 def test_cost_in_words(table):
     assert cost_sentence(table, ["fair", "good"]) == (
-        "Cost, per pair and per plant: fair 2 passes and 0.1 s; good 2 passes and 0.1 s."
+        "Cost, in passes per pair and seconds per plant: “fair” 2 passes and 0.1 s, “good” 2 passes and 0.1 s."
     )
 
 
@@ -131,7 +147,7 @@ def test_who_has_to_find_plants(table):
 
 
 def test_what_holds_by_construction_in_words():
-    assert given_sentence(scores()).startswith("8 answers of 1 methods hold by construction")
+    assert by_construction_sentence(scores()).startswith("8 answers of 1 methods hold by construction")
 
 
 def test_hits_by_kind_of_plant(table):
@@ -141,13 +157,12 @@ def test_hits_by_kind_of_plant(table):
 
 
 def test_high_scores_in_words():
-    """Of ten places said 0.9 three are planted, ten said 0.1 are not: ECE (0.6 · 10 + 0.1 · 10) / 20 = 0.35."""
-    curve = pd.DataFrame({"method": "m", "said": [0.1, 0.9], "right": [0.0, 0.3], "places": [10, 10]})
-    text = reliability_sentence(curve, "m")
-    assert text.startswith("Where m gives a place 0.75 or more, it is planted in 3 of 10 cases;")
-    assert text.endswith("error is 0.35, and 0.15 for whoever says 0 of every place.")
-    assert reliability_sentence(curve[:1], "m").startswith("M gives no place 0.75 or more")
-    assert reliability_sentence(curve, "x") == "X is ranked on no plant."
+    lines = [("a", 4, 1, 0.25, 0.3, 0.1), ("b", 2, 2, 1.0, 0.05, 0.1), ("c", 0, 0, float("nan"), 0.2, 0.1)]
+    text = trust_sentence(pd.DataFrame(lines, columns=["method", "places", "planted", "share", "error", "never"]))
+    assert text.startswith(
+        "1 of 3 methods give no place 0.75 or more. Of the places that the others give 0.75 or more, "
+    )
+    assert "25% (“a”) to 100% (“b”) are planted. 1 have a smaller calibration error than" in text
 
 
 def test_matrices_in_words():
@@ -155,6 +170,8 @@ def test_matrices_in_words():
     rows += [("b", i, j, float(j == 0)) for i in range(2) for j in range(2)]
     matrices = pd.DataFrame(rows, columns=["method", "planted", "pointed", "score"])
     text = diagonal_sentence(matrices)
-    assert text.startswith("In the mean, 1 of 2 methods put the planted block first in every row, and 1 in one row at")
-    assert text.endswith("100% point to block 0.")
-    assert diagonal_sentence(matrices[:4]) == "In the mean, 1 of 1 methods put the planted block first in every row."
+    assert text.startswith(
+        "Of 2 methods that have to find them 1 score the planted block highest wherever it is, and 1"
+    )
+    assert text.endswith("do so for one block at most. Of the misses 100% are block 0.")
+    assert diagonal_sentence(matrices[:4]).endswith("1 score the planted block highest wherever it is.")

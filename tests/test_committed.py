@@ -13,10 +13,10 @@ def test_tables_are_stale_when_code_or_plants_changed(tmp_path):
     code, plants = {"helpers/a.py": "1", "helpers/b.py": "2"}, {"mlp-0-seed0": "d", "mlp-0-seed1": "e"}
     write_committed(tmp_path, {"lines": LINES}, code=code, plants=plants, again="make it")
     found = read_committed(tmp_path, code=code, plants={"mlp-0-seed0": "d"})  # the others are not here to compare
-    assert found.fresh and "as they are" in found.note
+    assert found.fresh and "fit the code" in found.note
     pd.testing.assert_frame_equal(found.tables["lines"], LINES)
     stale = read_committed(tmp_path, code=code | {"helpers/b.py": "3"}, plants=plants)
-    assert not stale.fresh and "because helpers/b.py changed" in stale.note and "run `make it`" in stale.note
+    assert not stale.fresh and "for helpers/b.py changed" in stale.note and "run `make it`" in stale.note
     many = read_committed(tmp_path, code={}, plants={"mlp-0-seed0": "x", "mlp-9-seed0": "y"})
     assert not many.fresh and "and 1 more" in many.note
 

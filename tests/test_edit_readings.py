@@ -94,10 +94,11 @@ def test_kinds_by_hand():
     low, high = lines.loc[("rewrite", "fine-tuning"), ["low", "high"]]
     assert 0.5 - 1e-9 <= low < 0.6 < high <= 0.7 + 1e-9
     assert found.sentence == (
-        f"Rewrite depends on the type of fact for 1 of 1 ways of editing, definitional less associative: 0.60 "
-        f"[{low:.2f}, {high:.2f}] by fine-tuning. The rewrite of rank-one at the last token is the same for all facts "
-        "of a block, and has no type. Damage depends on the type of fact for 1 of 1 ways of editing, definitional less "
-        "associative: 0.010 [0.010, 0.010] by rank-one at the last token. The damage of fine-tuning is the same for "
+        "Rewrite differs between types of fact, by an interval that excludes 0, for 1 of 1 ways of editing, "
+        f"definitional less associative: 0.60 [{low:.2f}, {high:.2f}] by fine-tuning. The rewrite of rank-one at the "
+        "last token is the same for all facts of a block, and has no type. Damage differs between types of fact, by an "
+        "interval that excludes 0, for 1 of 1 ways of editing, definitional less associative: 0.010 [0.010, 0.010] by "
+        "rank-one at the last token. The damage of fine-tuning is the same for "
         "all facts of a block, and has no type."
     )
     alike = by_kind(table([[0.1], [0.1], [0.9], [0.9]]), **CHANCE)

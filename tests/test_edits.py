@@ -110,3 +110,13 @@ def test_a_plant_is_digested_by_its_file_and_its_base(make):
 def test_the_plants_that_are_edited_are_committed():
     committed = plant_digests(Paths("mini").embedded / "plants")
     assert set(edits.PLANTS) <= set(committed) and Edits().facts == 50
+
+
+def test_the_committed_edits_are_of_every_block_of_every_plant():
+    found = read_edits()
+    table = found.tables["edits"]
+    assert list(table.columns) == EDITS and set(table["plant"]) == set(edits.PLANTS)
+    counts = table.groupby(["plant", "method", "block"])["item_id"].nunique()
+    assert len(counts) == 4 * 3 * 6 and (counts == 50).all()
+    assert np.isfinite(table[list(OUTCOMES)].to_numpy()).all() and table["known"].all()
+    assert "seed0" not in found.note, "the edits are of other plants than the committed ones"

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from helpers.first_mlp import kinds_apart, recovery_by_block, repairs, subject_alone, with_truth
+from helpers.first_mlp import against_base, kinds_apart, outside_block_0, recovery_by_block, subject_alone, with_truth
 from helpers.stats import StatisticsError
 
 CHANCE = {"resamples": 200, "confidence": 0.95, "seed": 0}
@@ -46,6 +46,13 @@ def test_only_plants_with_one_place_that_count_have_a_truth():
     assert not with_truth(scores.assign(kind="drifted"), places, kinds=("drifted",)).empty
 
 
+def test_lines_of_plants_outside_block_0():
+    rows = [("patching", "a"), ("patching", "b"), ("other", "b"), ("patching", "z")]
+    lines = pd.DataFrame(rows, columns=["method", "plant"])
+    found = outside_block_0(lines, SCORES, methods=["patching"])
+    assert found.to_numpy().tolist() == [["patching", "b"]]  # a is in MLP 0, and the truth of z is not known
+
+
 def test_recovery_by_block_by_hand():
     found = recovery_by_block(SCORES[::-1], method="patching")
     table = found.table.set_index(["planted_component", "planted_layer"])
@@ -70,8 +77,8 @@ def test_kinds_apart_by_hand():
     row = found.table.iloc[0]
     assert row[["definitional", "associative", "difference"]].tolist() == pytest.approx([0.7, 0.5, 0.2])
     assert row["auroc"] == pytest.approx(0.875) and row["without"] == 1 and row["items"] == 5
-    assert row["low"] <= 0.2 <= row["high"] and "0.88 (patching)" in found.sentence
-    assert f"excludes 0 for {int(row['low'] > 0)} of 1 methods" in found.sentence
+    assert row["low"] <= 0.2 <= row["high"] and "0.88 (“patching”)" in found.sentence
+    assert f"excludes 0, for {int(row['low'] > 0)} of 1 methods" in found.sentence
     plants = kinds_apart(pd.concat([effects(pairs), effects(pairs)]), **CHANCE)
     pd.testing.assert_frame_equal(plants.table, found.table)
     with pytest.raises(StatisticsError, match="needs items of both kinds"):
@@ -99,7 +106,7 @@ def test_repairs_by_hand():
     rows += [("against", name, hit, "1") for name, hit in zip("abcde", (1, 1, 0.5, 1, 0), strict=True)]
     scores = pd.DataFrame(rows, columns=["method", "plant", "hit_at_1", "top_blocks"]).assign(seed=0, ranked=True)
     scores.loc[scores["plant"] == "d", "seed"] = 1
-    found = repairs(scores[::-1], differences={"blind": "against"})
+    found = against_base(scores[::-1], differences={"blind": "against"})
     row = found.table.iloc[0]
     assert row[["blind_hits", "difference_hits", "gain", "first_block", "plants"]].tolist() == [
         0.5,
@@ -108,11 +115,11 @@ def test_repairs_by_hand():
         0.25,
         4,
     ]
-    assert row["low"] == 0 < row["high"] and "for 0 of 1 methods: in 88% of plants against 50%" in found.sentence
-    sure = repairs(scores[scores["plant"].isin(["b", "c"])], differences={"blind": "against"})
+    assert row["low"] == 0 < row["high"] and "for 0 of 1 methods; the gains are +0.38 to +0.38" in found.sentence
+    sure = against_base(scores[scores["plant"].isin(["b", "c"])], differences={"blind": "against"})
     assert sure.table.loc[0, "low"] == 0.5 and "for 1 of 1 methods" in sure.sentence
     with pytest.raises(StatisticsError, match="no plant in common"):
         one = scores[(scores["method"] == "blind") | (scores["plant"] == "e")]
-        repairs(one, differences={"blind": "against"})
+        against_base(one, differences={"blind": "against"})
     with pytest.raises(StatisticsError, match="'blind' or 'other' is ranked on no plant"):
-        repairs(scores, differences={"blind": "other"})
+        against_base(scores, differences={"blind": "other"})

@@ -41,7 +41,7 @@ def test_a_plant_made_again_is_its_twin(paths):
     rows = twin.table.set_index("quantity")
     assert rows.loc["length of the change", "here"] == rows.loc["length of the change", "embedded"] > 0
     assert rows.loc["tensors changed"].tolist() == [4, 4] and rows.loc["learnt", "embedded"] == 0.975
-    assert "cosine of 1.000, and 100% of their weights are equal to the bit" in twin.sentence
+    assert "cosine of 1.000, and 100% of the changed weights are equal to the bit" in twin.sentence
     assert (
         "The one made here does not count: it has learnt 0.0%" in twin.sentence and "trained for" not in twin.sentence
     )
@@ -105,10 +105,11 @@ def test_against_what_is_committed_by_hand():
     committed = Standings(scores, places, None, True, "")
     same = against_committed(rescoring.Rescored(None, scores, places, None), committed)
     assert same.table.to_dict("records") == [{"method": "m", "plants": 1, "difference": 0, "same_block": 1}]
-    assert "in 100.0% of their answers" in same.sentence and "facts here" not in same.sentence
+    assert "in 100.0% of their answers" in same.sentence and "in the place of" not in same.sentence
     other = rescoring.Rescored(None, *tables("0", 0.0, 2.1, 0.5, 2.0, pairs=2), None)
     apart = against_committed(other, committed)
     assert apart.table.loc[0, ["difference", "same_block"]].tolist() == [1.0, 0.0]  # 2 of 2.0
-    assert apart.sentence.endswith("They were asked about 2 facts here, and about 4 there.")
+    assert "on 1 embedded plants, about 2 facts in the place of 4." in apart.sentence
+    assert apart.sentence.endswith("the largest difference of a score is 100.000% of the highest one of its plant.")
     with pytest.raises(ArtifactError, match="none of the methods and plants"):
         against_committed(rescoring.Rescored(None, scores, places.assign(plant="q"), None), committed)

@@ -5,9 +5,16 @@ from math import isnan, nan
 import numpy as np
 import pandas as pd
 import pytest
+from toy import ROOT
 
 from helpers.artifacts import ArtifactError
+from helpers.board_readings import covers_chance
+from helpers.calibration import SEEDS
 from helpers.committed import code_digests
+from helpers.config import Paths
+from helpers.localisers import METHODS
+from helpers.planting import NULL_SEEDS, planned_plants
+from helpers.plants import plant_digests
 from helpers.pointing import SCORES
 from helpers.standings import (
     best,
@@ -22,6 +29,7 @@ from helpers.standings import (
     recommended,
     reliabilities,
     scoring_code,
+    trust,
     write_standings,
 )
 
@@ -179,7 +187,7 @@ def test_a_leaderboard_is_stale_when_code_or_plants_changed(tmp_path):
     tables = {"scores": scores(), "places": pd.DataFrame({"score": [1.0]}), "plants": pd.DataFrame({"plant": ["p"]})}
     write_standings(tables, code=code, plants=plants, folder=tmp_path)
     found = read_standings(tmp_path, code=code, plants=plants)
-    assert found.fresh and "as they are" in found.note
+    assert found.fresh and "fit the code" in found.note
     pd.testing.assert_frame_equal(found.scores, scores())
     assert not read_standings(tmp_path).fresh  # the code as it is
     assert "`make leaderboard`" in read_standings(tmp_path, code=code, plants={"mlp-0-seed0": "e"}).note
@@ -225,3 +233,23 @@ def test_reliability_is_of_the_places_that_a_method_is_ranked_on():
     found = reliabilities(pd.DataFrame(lines), places).set_index("bin")
     assert found["places"].to_dict() == {1: 1, 9: 3} and found["right"].to_dict() == pytest.approx({1: 0, 9: 1 / 3})
     assert set(found["method"]) == {"m"}
+    (row,) = trust(pd.DataFrame(lines), places, ["m"], high=0.75).to_dict("records")
+    assert (row["places"], row["planted"]) == (3, 1) and row["share"] == pytest.approx(1 / 3)
+    # Said 0.9 of three places, right in a third of them, and 0.1 of one: (3 · (0.9 − 1/3) + 0.1) / 4; one of four is.
+    assert row["error"] == pytest.approx(0.45) and row["never"] == 0.25
+
+
+def test_the_committed_leaderboard_has_every_method_on_every_plant_and_random_at_chance():
+    embedded = Paths("mini", ROOT).embedded
+    standings = read_standings(plants=plant_digests(embedded / "plants"))
+    planned = {plant.name: plant for plant in planned_plants(6, SEEDS, NULL_SEEDS)}
+    lines = standings.scores.groupby("plant")["method"].agg(list)
+    assert set(lines.index) == set(standings.plants["plant"]) == set(planned)
+    names = [method.name for method in METHODS]
+    assert all(methods == names for methods in lines)
+    assert len(standings.places) == len(standings.scores) * 12
+    assert "seed0" not in standings.note, "the leaderboard is of other plants than the committed ones"
+    table = board(standings.scores, resamples=200).set_index("method")
+    assert covers_chance(table.loc["random"])
+    given = standings.scores[standings.scores["given"] & standings.scores["counts"]]
+    assert not given["ranked"].any() and set(given["kind"]) == {"single", "two"}
