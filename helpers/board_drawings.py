@@ -101,6 +101,8 @@ def pointing_matrices(table: pd.DataFrame, *, columns: int = 3, xlabel: str = "b
         axis.spines[:].set_visible(False)
     below = {"location": "bottom", "aspect": 40, "shrink": 0.6 if columns > 1 else 1.0}
     figure.colorbar(image, ax=axes, label="score, as a share of the largest in its row", **below)
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # is found once, and not for every format
     return figure
 
 

@@ -42,7 +42,6 @@ TOLD = (  # of which notebook 06 speaks by name: one of every family, beside the
     "noising MLP and attention, Gaussian noise, logit difference",
     "attribution patching, denoising",
     "zero ablation",
-    "cross-model noising, all positions",
     "weight norm",
 )
 DIFFERENCES = {  # a method that sees one model, and the same as a difference against the base
@@ -144,6 +143,17 @@ def best_sentence(scores: pd.DataFrame, table: pd.DataFrame, group: str) -> str:
     if norm["hit_at_1_high"] >= line["hit_at_1_low"]:
         text += f" By hit@1 it is not shown to do better than the weight norm, {norm['hit_at_1']:.2f}."
     return text
+
+
+def winners(table: pd.DataFrame) -> list[str]:
+    """The methods that a reader will ask about: the best and the recommended one of either group."""
+    found = [best(table, group)["method"] for group in ("blind", "informed")]
+    for group in ("blind", "informed"):
+        try:
+            found.append(recommended(table, group)["method"])
+        except ArtifactError:  # none can be recommended
+            continue
+    return list(dict.fromkeys(found))
 
 
 def recommendation(table: pd.DataFrame, group: str) -> str:

@@ -44,7 +44,6 @@ from helpers.rescoring import against_committed, rescore
 from helpers.standings import (
     FLOORS,
     FOLDER,
-    best,
     board,
     figure_table,
     pointing_matrix,
@@ -106,13 +105,15 @@ ranks = board(standings.scores)
 write_tables(output, {"board": ranks})
 caption = "Is the block with the highest score a planted one? Means over all plants that count."
 display(draw("06_leaderboard", figure_table(standings.scores, ranks), drawing="leaderboard", caption=caption))
-winners = {group: board_readings.best_sentence(standings.scores, ranks, group) for group in ("blind", "informed")}
-advice = {group: board_readings.recommendation(ranks, group) for group in winners}
-shown = list(dict.fromkeys([*board_readings.TOLD, *(best(ranks, group)["method"] for group in winners)]))
+first = {group: board_readings.best_sentence(standings.scores, ranks, group) for group in ("blind", "informed")}
+advice = {group: board_readings.recommendation(ranks, group) for group in first}
+winners = board_readings.winners(ranks)
+shown = list(dict.fromkeys([*board_readings.TOLD, *winners]))
 floor, order = board_readings.floor_sentence(ranks), board_readings.seeds_sentence(standings.scores)
-trained = board_readings.trained_nulls_sentence(standings.scores, shown)
-given, cost = board_readings.by_construction_sentence(standings.scores), board_readings.cost_sentence(ranks, shown)
-for sentence in (*winners.values(), *advice.values(), floor, trained, order, given, cost):
+trained = board_readings.trained_nulls_sentence(standings.scores, [*winners, "weight norm"])
+given = board_readings.by_construction_sentence(standings.scores)
+cost = board_readings.cost_sentence(ranks, [*winners, "CLAP as published"])
+for sentence in (*first.values(), *advice.values(), floor, trained, order, given, cost):
     paragraph(sentence)
 
 # %% [markdown]
@@ -235,9 +236,9 @@ table(circuit, digits=2)
 paragraph(reading(circuit))
 
 # %%
-held = [standings.note, *winners.values(), *advice.values(), floor, trained, by_block.sentence, told.sentence]
+held = [standings.note, *first.values(), *advice.values(), floor, trained, by_block.sentence, told.sentence]
 box("What holds here", held)
-findings = {f"Who finds the block, {group}": f"{winners[group]} {advice[group]}" for group in winners}
+findings = {f"Who finds the block, {group}": f"{first[group]} {advice[group]}" for group in first}
 findings |= {"Who asks the model nothing": f"{floor} {trained}", "Leaderboard": f"{standings.note} {compared.sentence}"}
 findings["The first MLP"] = " ".join(answer.sentence for answer in answers)
 findings["How far scores can be trusted"] = board_readings.trust_sentence(worth)

@@ -53,7 +53,7 @@ def again(table, tmp_path) -> pd.DataFrame:
 
 def dots(axis, *, hollow: bool) -> list:
     marks = [line for line in axis.lines if line.get_marker() == "o"]
-    return [tuple(line.get_xydata()[0]) for line in marks if (line.get_markerfacecolor() == "white") == hollow]
+    return [tuple(line.get_xydata()[0]) for line in marks if (line.get_markerfacecolor() == "none") == hollow]
 
 
 def test_the_leaderboard_has_methods_by_group_in_their_order_and_given_ones_hollow(tmp_path):

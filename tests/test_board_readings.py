@@ -27,6 +27,7 @@ from helpers.board_readings import (
     seeds_sentence,
     trained_nulls_sentence,
     trust_sentence,
+    winners,
 )
 from helpers.localisers import METHODS
 from helpers.standings import best, board
@@ -92,6 +93,12 @@ def test_the_best_in_words(table):
     text = best_sentence(scores(), with_norm(tied, hit_at_1=0.7, hit_at_1_high=0.9), "blind")
     assert "Of the same skill: “twin”." in text
     assert text.endswith("By hit@1 it is not shown to do better than the weight norm, 0.70.")
+
+
+def test_winners_are_the_best_and_the_recommended(table):
+    assert winners(table) == ["good", "cross"]  # no blind one can be recommended
+    quiet = table.assign(false_alarms=table["false_alarms"].where(table["method"] == "good", 0), hit_at_1_low=0.4)
+    assert winners(quiet) == ["good", "cross", "fair"]
 
 
 def test_advice_in_words(table):
