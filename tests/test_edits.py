@@ -65,17 +65,17 @@ def test_the_table_is_made_once(make):
     table = found.tables["edits"]
     assert found.fresh and list(table.columns) == EDITS and list(dict.fromkeys(table["plant"])) == list(NAMES)
     assert (table[list(OUTCOMES)].dtypes == np.float32).all() and len(table) == 2 * 2 * 2 * 2
-    assert make() == ["Edits: These tables are those of the code and the plants as they are."]
+    assert make() == ["Edits: The committed tables fit the code as it is, and the embedded plants."]
 
 
 def test_what_changed_is_said_and_made_again(make):
     make()
     others = dataclasses.replace(SMALL, seed=1)
     stale = read(make, settings=others)
-    assert not stale.fresh and "the settings of edits changed since: run `make plants`" in stale.note
+    assert not stale.fresh and "the settings of edits changed or is new: run `make plants`" in stale.note
     log = make(settings=others)
     assert "not up to date" in log[0] and "mlp-1-seed0: editing block 0" in log and read(make, settings=others).fresh
-    assert "mlp-2-seed0 changed since" in read(make, names=["mlp-2-seed0"], settings=others).note
+    assert "for mlp-2-seed0 changed or is new" in read(make, names=["mlp-2-seed0"], settings=others).note
     write_table(make.folder / "edits.parquet", stale.tables["edits"].iloc[1:])
     log = make(settings=others)
     assert "are not those that were written" in log[0] and not any("editing" in line for line in log[1:])
